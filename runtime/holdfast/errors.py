@@ -1,0 +1,125 @@
+"""Every error that Holdfast raises for somebody else's data, as one tree with stable codes.
+
+    HoldfastError
+    ├── UsageError           what the caller asked for cannot be done as asked
+    │   ├── SettingsError    configuration: unknown key, wrong unit or range
+    │   ├── MissingExtraError an optional dependency is not installed
+    │   └── StateError       a state folder: missing, not writable, newer than this program
+    ├── TrustError           a signature, key, certificate, chain or proof does not hold
+    │   ├── EnrolmentError   token, pin or proof of possession refused
+    │   ├── ChainError       a gap or a fork in a device's record chain
+    │   └── EvidenceError    an evidence file does not hold
+    ├── FormatError          bytes that are not what they claim to be
+    │   ├── BundleError      a bundle or its manifest
+    │   └── SketchMismatchError sketches over different bins cannot be merged
+    ├── ModelError           a model cannot be loaded, or failed its trial
+    │   ├── AutodiffError    no training step can be built
+    │   └── TrainingError    local training cannot go on
+    ├── RequestError         one inference request
+    │   ├── UnknownModelError
+    │   ├── InvalidTensorError
+    │   ├── OverloadedError
+    │   └── DeadlineError
+    ├── PolicyError          the site's policy is missing, not valid, or says no
+    ├── RoundError           an offer, an update or a run is refused
+    └── LinkError            the coordinator cannot be reached, or refused a call
+
+Rules: the message says what, expected, got, what to do; lower case, no full stop. `code` is stable and documented;
+never reuse one. Our own bugs are RuntimeError or AssertionError and are not caught.
+"""
+
+from __future__ import annotations
+
+
+class HoldfastError(Exception):
+    """Base of all errors about somebody else's data. `code` is stable across releases."""
+
+    code = "HF-000"
+
+
+class UsageError(HoldfastError):
+    code = "HF-USE-001"
+
+
+class SettingsError(UsageError):
+    code = "HF-USE-002"
+
+
+class MissingExtraError(UsageError):
+    code = "HF-USE-003"
+
+
+class StateError(UsageError):
+    code = "HF-USE-004"
+
+
+class TrustError(HoldfastError):
+    code = "HF-TRUST-001"
+
+
+class EnrolmentError(TrustError):
+    code = "HF-TRUST-002"
+
+
+class ChainError(TrustError):
+    code = "HF-TRUST-003"
+
+
+class EvidenceError(TrustError):
+    code = "HF-TRUST-004"
+
+
+class FormatError(HoldfastError):
+    code = "HF-FORMAT-001"
+
+
+class BundleError(FormatError):
+    code = "HF-FORMAT-002"
+
+
+class SketchMismatchError(FormatError):
+    code = "HF-FORMAT-003"
+
+
+class ModelError(HoldfastError):
+    code = "HF-MODEL-001"
+
+
+class AutodiffError(ModelError):
+    code = "HF-MODEL-002"
+
+
+class TrainingError(ModelError):
+    code = "HF-MODEL-003"
+
+
+class RequestError(HoldfastError):
+    code = "HF-REQUEST-001"
+
+
+class UnknownModelError(RequestError):
+    code = "HF-REQUEST-002"
+
+
+class InvalidTensorError(RequestError):
+    code = "HF-REQUEST-003"
+
+
+class OverloadedError(RequestError):
+    code = "HF-REQUEST-004"
+
+
+class DeadlineError(RequestError):
+    code = "HF-REQUEST-005"
+
+
+class PolicyError(HoldfastError):
+    code = "HF-POLICY-001"
+
+
+class RoundError(HoldfastError):
+    code = "HF-ROUND-001"
+
+
+class LinkError(HoldfastError):
+    code = "HF-LINK-001"

@@ -1,0 +1,143 @@
+"""Settings of one process: TOML file < environment variable < flag, into one frozen dataclass.
+
+Rules: an unknown key, a wrong type or a value out of range refuses the start and names the key, the value and what
+is allowed. Units are part of a key's name (`window_s`, `max_bytes`). A settings class is a frozen dataclass whose
+fields carry `setting(...)`: default, help and range; the documentation table is made from the same fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from holdfast.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "HOLDFAST_"
+MAX_FILE_BYTES = 1_048_576  # 1 MiB: a settings file is a page of text; more is a mistake
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare one field of a settings dataclass; `default` must be immutable."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def load(
+    cls: type[T],
+    *,
+    path: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> T:
+    """Build `cls` from its defaults, a TOML file, HOLDFAST_* variables and flags (None = not given).
+
+    Raises:
+        SettingsError: an unknown key, a value of the wrong type or out of range, or a file that is not TOML.
+    """
+    values: dict[str, object] = {}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass by contract
+    hints = typing.get_type_hints(cls)
+    if path is not None:
+        for key, value in _read_toml(path).items():
+            _require_known(key, fields, source=str(path))
+            values[key] = _check(fields[key], hints[key], value, source=str(path))
+    for key, text in (os.environ if environment is None else environment).items():
+        name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if key.startswith(ENVIRONMENT_PREFIX) and name in fields:
+            values[name] = _check(fields[name], hints[name], _from_text(hints[name], text, key), source=key)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _require_known(key, fields, source="flag")
+            values[key] = _check(fields[key], hints[key], value, source=f"--{key.replace('_', '-')}")
+    return cls(**values)
+
+
+def describe(cls: type[object]) -> list[tuple[str, str, str, str]]:
+    """Rows (key, default, allowed, help) of a settings class, for documents and `--help`."""
+    rows = []
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # cls is a dataclass by contract
+        rows.append((field.name, repr(field.default), _allowed(field), str(field.metadata.get("help", ""))))
+    return rows
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SettingsError(f"settings file {path} is larger than {MAX_FILE_BYTES} bytes; is it the right file?")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} is not valid TOML: {error}") from error
+
+
+def _require_known(key: str, fields: Mapping[str, object], *, source: str) -> None:
+    if key not in fields:
+        raise SettingsError(f"unknown setting '{key}' in {source}; known settings: {', '.join(sorted(fields))}")
+
+
+def _from_text(hint: object, text: str, source: str) -> object:
+    kind = _plain(hint)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"{source}={text!r} is not a {kind.__name__}") from error
+    if kind is tuple:
+        return tuple(part for part in text.split(",") if part)
+    return text
+
+
+def _plain(hint: object) -> type:
+    if isinstance(hint, types.UnionType):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    origin = typing.get_origin(hint) or hint
+    return origin if isinstance(origin, type) else str
+
+
+def _check(field: dataclasses.Field[Any], hint: object, value: object, *, source: str) -> object:
+    kind = _plain(hint)
+    if kind is Path and isinstance(value, str):
+        value = Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    wrong_bool = isinstance(value, bool) and kind is not bool
+    if wrong_bool or not isinstance(value, kind):
+        raise SettingsError(f"setting '{field.name}' in {source} must be a {kind.__name__}, got {value!r}")
+    low, high, choices = field.metadata.get("minimum"), field.metadata.get("maximum"), field.metadata.get("choices")
+    number = value if isinstance(value, (int, float)) else None
+    too_low = number is not None and low is not None and not number >= low
+    too_high = number is not None and high is not None and not number <= high
+    if too_low or too_high or (choices and value not in choices):
+        raise SettingsError(f"setting '{field.name}' in {source} is {value!r}; allowed: {_allowed(field)}")
+    return value
+
+
+def _allowed(field: dataclasses.Field[Any]) -> str:
+    low, high, choices = field.metadata.get("minimum"), field.metadata.get("maximum"), field.metadata.get("choices")
+    if choices:
+        return " | ".join(choices)
+    if low is None and high is None:
+        return "any"
+    return f"{'' if low is None else low} .. {'' if high is None else high}".strip()
