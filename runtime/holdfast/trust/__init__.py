@@ -1,0 +1,1 @@
+"""Who said what, and was anything changed: keys, envelopes, Merkle proofs, checkpoints, certificates."""

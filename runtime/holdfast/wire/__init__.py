@@ -1,0 +1,1 @@
+"""What travels and how it is written: messages, their bytes, and their bounds."""
