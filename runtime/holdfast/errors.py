@@ -14,12 +14,15 @@
     │   └── SketchMismatchError sketches over different bins cannot be merged
     ├── ModelError           a model cannot be loaded, or failed its trial
     │   ├── AutodiffError    no training step can be built
-    │   └── TrainingError    local training cannot go on
+    │   ├── TrainingError    local training cannot go on
+    │   └── TrialError       a new model hung, crashed or ate memory in its trial; says which
     ├── RequestError         one inference request
     │   ├── UnknownModelError
     │   ├── InvalidTensorError
     │   ├── OverloadedError
-    │   └── DeadlineError
+    │   ├── DeadlineError
+    │   ├── InferenceError   the model itself failed on inputs that fit its signature
+    │   └── UnsupportedError a part of the protocol that this server does not offer
     ├── PolicyError          the site's policy is missing, not valid, or says no
     ├── RoundError           an offer, an update or a run is refused
     └── LinkError            the coordinator cannot be reached, or refused a call
@@ -93,6 +96,16 @@ class TrainingError(ModelError):
     code = "HF-MODEL-003"
 
 
+class TrialError(ModelError):
+    """`reason` is one of the constants in `inference/trial.py`."""
+
+    code = "HF-MODEL-004"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class RequestError(HoldfastError):
     code = "HF-REQUEST-001"
 
@@ -111,6 +124,14 @@ class OverloadedError(RequestError):
 
 class DeadlineError(RequestError):
     code = "HF-REQUEST-005"
+
+
+class InferenceError(RequestError):
+    code = "HF-REQUEST-006"
+
+
+class UnsupportedError(RequestError):
+    code = "HF-REQUEST-007"
 
 
 class PolicyError(HoldfastError):

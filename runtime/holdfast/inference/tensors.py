@@ -1,0 +1,79 @@
+"""Tensors as they cross the boundary below the fronts: a request, a response, and what a model declares.
+
+Rules: a tensor is a C-contiguous numpy array; strings travel as object arrays of `bytes` (dtype name "string").
+These types know neither a wire format nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+STRING = "string"  # dtype name of object arrays whose elements are bytes
+DTYPE_NAMES = (
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    STRING,
+)
+MAX_RANK = 64  # numpy's own ceiling
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model declares of one input or output. `shape` has None where a dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def accepts_shape(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` fits: same rank, and every fixed dimension equal."""
+        return len(shape) == len(self.shape) and all(
+            want is None or want == have for want, have in zip(self.shape, shape, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRequest:
+    """One inference request. Empty `version` = the one being served; empty `outputs` = all of them."""
+
+    model: str
+    version: str
+    request_id: str
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorResponse:
+    """The answer to one request: outputs in the order they were asked for."""
+
+    model: str
+    version: str
+    request_id: str
+    outputs: Mapping[str, Array]
+
+
+def dtype_name(array: Array) -> str:
+    """The dtype name of an array: "string" for object arrays, numpy's name otherwise."""
+    return STRING if array.dtype == np.object_ else array.dtype.name
+
+
+def shape_text(shape: tuple[int | None, ...]) -> str:
+    """A shape for people: `[?, 64]`, where `?` may be any size."""
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
