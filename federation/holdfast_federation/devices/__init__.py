@@ -1,0 +1,1 @@
+"""Which devices exist: their keys, sites, certificates, revocation and last contact."""
