@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
+from tests.fakes import served_models as models
 
 from holdfast.errors import ModelError, TrialError
 from holdfast.inference.session import ModelSource
 from holdfast.inference.tensors import TensorSpec
 from holdfast.inference.trial import MEMORY, NOT_A_MODEL, TIMEOUT, WRONG_OUTPUTS, Golden, run_trial
-from onnx import TensorProto
-from tests.fakes import models
 
 ONE = np.ones((1, 4), dtype=np.float32)
 

@@ -1,0 +1,259 @@
+"""The Open Inference Protocol over HTTP: JSON, and its binary tensor extension. Pure: bytes in, values out.
+
+Rules: `Inference-Header-Content-Length` splits a body into JSON and raw tensors in the order of the inputs; 0 means a
+raw body that is the model's only input. An output goes out raw if its `binary_data`, else the request's
+`binary_data_output`, says so. Numbers that JSON cannot carry (NaN, infinity) are refused, never written.
+Source: Open Inference Protocol v2 REST and the binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from holdfast.errors import InvalidTensorError, RequestError
+from holdfast.inference.pool import ServedModel
+from holdfast.inference.tensors import STRING, Array, TensorRequest, TensorResponse, TensorSpec
+from holdfast.serving.datatypes import DATATYPE_OF, datatype_of, from_elements, from_raw, object_array, to_raw
+from holdfast.serving.oip import (
+    EXTENSIONS,
+    MAX_TENSORS,
+    PLATFORM,
+    SERVER_NAME,
+    require_supported,
+    wire_shape,
+)
+
+BINARY_SIZE = "binary_data_size"
+BINARY_OUTPUT = "binary_data"
+BINARY_OUTPUTS = "binary_data_output"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """Which outputs go out raw: those named, else all or none."""
+
+    default_binary: bool = False
+    binary_of: Mapping[str, bool] = field(default_factory=dict)
+
+    def is_binary(self, name: str) -> bool:
+        return self.binary_of.get(name, self.default_binary)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody:
+    """A response body. `header_length` is the length of its JSON part if raw tensors follow."""
+
+    data: bytes
+    header_length: int | None
+
+
+def decode_request(
+    body: bytes, header_length: int | None, model: str, version: str
+) -> tuple[TensorRequest, OutputForm]:
+    """A request and the form its outputs are wanted in.
+
+    Raises:
+        RequestError: not JSON, or not the protocol's fields.
+        InvalidTensorError: a tensor is not what it says it is.
+        UnsupportedError: it asks for what this server does not offer.
+    """
+    split = len(body) if header_length is None else header_length
+    if split > len(body):
+        raise RequestError(f"Inference-Header-Content-Length is {split}, but the body has {len(body)} bytes")
+    top = _object(_parse(body[:split]), "the request")
+    request_id = _text(top.get("id", ""), "id")
+    parameters = _object(top.get("parameters", {}), "parameters")
+    require_supported(parameters, "the request")
+    inputs: dict[str, Array] = {}
+    rest = memoryview(body)[split:]
+    for entry in _list(top.get("inputs"), "inputs"):
+        name, array, used = _input(_object(entry, "an input"), rest)
+        if name in inputs:
+            raise InvalidTensorError(f"input '{name}' is given twice")
+        inputs[name] = array
+        rest = rest[used:]
+    if len(rest):
+        raise RequestError(f"{len(rest)} bytes of binary data are left over after the last input")
+    names, binary_of = _outputs(_list(top.get("outputs", []), "outputs"))
+    form = OutputForm(_flag(parameters.get(BINARY_OUTPUTS, False), BINARY_OUTPUTS), binary_of)
+    return TensorRequest(model, version, request_id, inputs, names), form
+
+
+def decode_raw_request(body: bytes, served: ServedModel, version: str) -> tuple[TensorRequest, OutputForm]:
+    """A request whose whole body is the model's only input; all outputs go out raw.
+
+    Raises:
+        InvalidTensorError: the model has several inputs, or its shape cannot be told from the body's length.
+    """
+    if len(served.session.inputs) != 1:
+        raise InvalidTensorError(
+            f"a raw body needs a model with one input; '{served.name}' has {len(served.session.inputs)}"
+        )
+    (spec,) = served.session.inputs
+    if spec.dtype == STRING:
+        array = object_array([body], (1,) * len(spec.shape))
+    else:
+        array = from_raw(spec.name, DATATYPE_OF[spec.dtype], _deduced_shape(spec, len(body)), body)
+    return TensorRequest(served.name, version, "", {spec.name: array}), OutputForm(default_binary=True)
+
+
+def encode_response(response: TensorResponse, form: OutputForm) -> JsonBody:
+    """A response body.
+
+    Raises:
+        InvalidTensorError: an output that is wanted as JSON holds what JSON cannot carry.
+    """
+    top: dict[str, object] = {"model_name": response.model, "model_version": response.version}
+    if response.request_id:
+        top["id"] = response.request_id
+    raws: list[bytes] = []
+    outputs: list[dict[str, object]] = []
+    for name, array in response.outputs.items():
+        entry: dict[str, object] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
+        if form.is_binary(name):
+            raws.append(to_raw(array))
+            entry["parameters"] = {BINARY_SIZE: len(raws[-1])}
+        else:
+            entry["data"] = _elements(name, array)
+        outputs.append(entry)
+    top["outputs"] = outputs
+    header = json.dumps(top, separators=(",", ":")).encode()
+    return JsonBody(b"".join((header, *raws)), len(header) if raws else None)
+
+
+def server_metadata(version: str) -> bytes:
+    """The body of GET /v2."""
+    return json.dumps({"name": SERVER_NAME, "version": version, "extensions": list(EXTENSIONS)}).encode()
+
+
+def model_metadata(served: ServedModel) -> bytes:
+    """The body of GET /v2/models/{name}."""
+
+    def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
+        return [{"name": s.name, "datatype": DATATYPE_OF[s.dtype], "shape": wire_shape(s)} for s in specs]
+
+    top = {"name": served.name, "versions": [served.version], "platform": PLATFORM}
+    return json.dumps(
+        {**top, "inputs": tensors(served.session.inputs), "outputs": tensors(served.session.outputs)}
+    ).encode()
+
+
+def error_body(text: str) -> bytes:
+    """The body of every answer that is not 200."""
+    return json.dumps({"error": text}).encode()
+
+
+def _parse(data: bytes) -> object:
+    try:
+        value: object = json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise RequestError("the JSON is nested too deeply") from error
+    except ValueError as error:
+        where = f" at byte {error.pos}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": not UTF-8"
+        raise RequestError(f"the body is not JSON{where}") from error
+    return value
+
+
+def _input(entry: Mapping[str, object], rest: memoryview) -> tuple[str, Array, int]:
+    """Name, array and how many of the binary bytes it took."""
+    name = _text(entry.get("name"), "name of an input")
+    datatype = _text(entry.get("datatype"), f"datatype of input '{name}'")
+    shape = [_size(size, name) for size in _list(entry.get("shape"), f"shape of input '{name}'")]
+    parameters = _object(entry.get("parameters", {}), f"parameters of input '{name}'")
+    require_supported(parameters, f"input '{name}'")
+    if BINARY_SIZE not in parameters:
+        if "data" not in entry:
+            raise InvalidTensorError(f"input '{name}': expected data, or {BINARY_SIZE} and bytes after the JSON")
+        return name, from_elements(name, datatype, shape, _flat(name, entry["data"])), 0
+    if "data" in entry:
+        raise InvalidTensorError(f"input '{name}' has data beside {BINARY_SIZE}; use one of them")
+    size = _size(parameters[BINARY_SIZE], name)
+    if size < 0 or size > len(rest):
+        raise InvalidTensorError(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes are left")
+    return name, from_raw(name, datatype, shape, rest[:size]), size
+
+
+def _outputs(entries: Sequence[object]) -> tuple[tuple[str, ...], dict[str, bool]]:
+    names: list[str] = []
+    binary_of: dict[str, bool] = {}
+    for item in entries:
+        entry = _object(item, "an output")
+        name = _text(entry.get("name"), "name of an output")
+        parameters = _object(entry.get("parameters", {}), f"parameters of output '{name}'")
+        require_supported(parameters, f"output '{name}'")
+        names.append(name)
+        if BINARY_OUTPUT in parameters:
+            binary_of[name] = _flag(parameters[BINARY_OUTPUT], BINARY_OUTPUT)
+    return tuple(names), binary_of
+
+
+def _flat(name: str, data: object) -> list[object]:
+    """Row-major elements of nested lists. Rows of unequal length are allowed by the protocol; the shape decides."""
+    if not isinstance(data, list):
+        raise InvalidTensorError(f"input '{name}': expected a list as data, got {type(data).__name__}")
+    flat: list[object] = data
+    while any(isinstance(item, list) for item in flat):
+        if not all(isinstance(item, list) for item in flat):
+            raise InvalidTensorError(f"input '{name}': lists beside elements in data")
+        flat = [element for row in flat if isinstance(row, list) for element in row]
+    return flat
+
+
+def _elements(name: str, array: Array) -> list[object]:
+    flat: list[object] = array.ravel().tolist()
+    if array.dtype == np.object_:
+        try:
+            return [bytes(item).decode("utf-8") for item in array.ravel().tolist()]
+        except UnicodeDecodeError as error:
+            raise InvalidTensorError(f"output '{name}' is not UTF-8; ask for it with {BINARY_OUTPUT}") from error
+    if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        raise InvalidTensorError(
+            f"output '{name}' holds NaN or infinity, which JSON cannot carry; ask for it with {BINARY_OUTPUT}"
+        )
+    return flat
+
+
+def _deduced_shape(spec: TensorSpec, size_bytes: int) -> tuple[int, ...]:
+    count = size_bytes // np.dtype(spec.dtype).itemsize
+    fixed = math.prod(size for size in spec.shape if size is not None)
+    unknown = spec.shape.count(None)
+    if unknown > 1 or (unknown == 1 and (fixed == 0 or count % fixed)):
+        raise InvalidTensorError(f"input '{spec.name}': its shape cannot be told from {size_bytes} raw bytes")
+    return tuple(count // fixed if size is None else size for size in spec.shape)
+
+
+def _object(value: object, what: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise RequestError(f"expected an object as {what}, got {type(value).__name__}")
+    return value
+
+
+def _list(value: object, what: str) -> list[object]:
+    if not isinstance(value, list):
+        raise RequestError(f"expected a list as {what}, got {type(value).__name__}")
+    if len(value) > MAX_TENSORS:
+        raise RequestError(f"expected at most {MAX_TENSORS} entries as {what}, got {len(value)}")
+    return value
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"expected a string as {what}, got {type(value).__name__}")
+    return value
+
+
+def _flag(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"expected true or false as {what}, got {type(value).__name__}")
+    return value
+
+
+def _size(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidTensorError(f"input '{name}': expected a whole number as a size, got {type(value).__name__}")
+    return value

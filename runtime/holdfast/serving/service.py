@@ -1,0 +1,107 @@
+"""What every front calls: one request in, one answer out, bounded, timed and told to the taps.
+
+Rules: at most `max_in_flight` requests run or wait at once, more are refused at the door; a tap is told of every
+outcome, and a tap that raises is our bug, logged and never the client's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from holdfast.clock import Clock
+from holdfast.errors import HoldfastError, OverloadedError, UnknownModelError
+from holdfast.inference.pool import ModelPool, ServedModel
+from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.serving.protocols import OK, RequestTap, TapEvent
+from holdfast.serving.status import INTERNAL_CODE
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 256  # 8 worker threads per front answer 256 tiny requests within milliseconds; more would only wait
+
+
+class InferenceService:
+    """The served models behind the fronts. Thread-safe."""
+
+    def __init__(
+        self, pool: ModelPool, taps: Sequence[RequestTap], clock: Clock, *, max_in_flight: int = MAX_IN_FLIGHT
+    ) -> None:
+        self._pool = pool
+        self._taps = tuple(taps)
+        self._clock = clock
+        self._slots = threading.BoundedSemaphore(max_in_flight)
+        self._draining = threading.Event()
+
+    def infer(self, decode: Callable[[], TensorRequest]) -> TensorResponse:
+        """Decode and answer one request.
+
+        Raises:
+            OverloadedError: too many requests are in flight.
+            HoldfastError: what was wrong with the request or with the model's run.
+        """
+        if not self._slots.acquire(blocking=False):
+            error = OverloadedError("too many requests at once; try again in a moment")
+            self._tell(TapEvent("", "", "", 0.0, error.code, None, None))
+            raise error
+        try:
+            return self._infer(decode)
+        finally:
+            self._slots.release()
+
+    def model(self, name: str, version: str = "") -> ServedModel:
+        """The model served under `name`.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        return self._pool.get(name, version)
+
+    def is_model_ready(self, name: str, version: str = "") -> bool:
+        try:
+            self._pool.get(name, version)
+        except UnknownModelError:
+            return False
+        return self.is_ready
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome; False while the server drains."""
+        return not self._draining.is_set()
+
+    def drain(self) -> None:
+        """Say "not ready" from now on; requests that come anyway are still answered."""
+        self._draining.set()
+
+    def _infer(self, decode: Callable[[], TensorRequest]) -> TensorResponse:
+        start_s = self._clock.monotonic_s()
+        request: TensorRequest | None = None
+        answer: TensorResponse | HoldfastError | None = None
+        try:
+            request = decode()
+            (answer,) = self._pool.predict_batch([request])
+        except HoldfastError as error:
+            answer = error
+        finally:  # also when our own code failed: a window without its failures would lie
+            self._tell(_event(request, answer, self._clock.monotonic_s() - start_s))
+        if isinstance(answer, HoldfastError):
+            raise answer
+        return answer
+
+    def _tell(self, event: TapEvent) -> None:
+        for tap in self._taps:
+            try:
+                tap.on_response(event)
+            except Exception:  # a tap is not the client's business: the answer goes out
+                logger.exception("tap failed")
+
+
+def _event(request: TensorRequest | None, answer: TensorResponse | HoldfastError | None, latency_s: float) -> TapEvent:
+    model, version, request_id, inputs = "", "", "", None
+    if request is not None:
+        model, version, request_id, inputs = request.model, request.version, request.request_id, request.inputs
+    if isinstance(answer, TensorResponse):
+        return TapEvent(model, answer.version, request_id, latency_s, OK, inputs, answer.outputs)
+    outcome = INTERNAL_CODE if answer is None else answer.code
+    return TapEvent(model, version, request_id, latency_s, outcome, inputs, None)

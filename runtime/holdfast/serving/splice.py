@@ -1,0 +1,160 @@
+"""The public port: the first bytes of a connection decide whether it is gRPC or HTTP/1.1.
+
+Rules: an HTTP/2 preface is piped to the gRPC backend's unix socket, anything else is handed to the HTTP front with what
+was read; connections are bounded, and one that is silent, stalled or broken is closed without touching another.
+Runs on a thread of its own; no model, disk or lock is waited for there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
+CHUNK_BYTES = 65_536
+ACCEPT_PAUSE_S = 0.1  # after the system refused us a connection (out of file descriptors): let some end
+
+
+@dataclass(frozen=True, slots=True)
+class SpliceLimits:
+    """Bounds of the public port."""
+
+    max_connections: int = 512
+    first_bytes_timeout_s: float = 10.0
+    idle_timeout_s: float = 600.0
+    send_timeout_s: float = 60.0
+
+
+class Splice:
+    """Accepts connections and passes each to its front."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        grpc_socket: str,
+        serve_http: Callable[[socket.socket, bytes], None],
+        count_http: Callable[[], int],
+        limits: SpliceLimits,
+    ) -> None:
+        self._listener = listener
+        self._grpc_socket = grpc_socket
+        self._serve_http = serve_http
+        self._count_http = count_http
+        self._limits = limits
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="splice", daemon=True)
+        self._accepting: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to accept; the listener is ours from here on."""
+        self._listener.setblocking(False)
+        self._thread.start()
+
+    def stop_accepting(self) -> None:
+        """Close the public port; connections that are open go on."""
+        asyncio.run_coroutine_threadsafe(self._close_listener(), self._loop).result()
+
+    def stop(self) -> None:
+        """Close every connection and end the thread."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.closing(self._loop):
+            self._loop.run_until_complete(self._main())
+
+    async def _main(self) -> None:
+        self._accepting = asyncio.create_task(self._accept())
+        await self._ended.wait()
+        await self._close_listener()
+        tasks = list(self._connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _close_listener(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._listener)
+            except OSError as error:
+                logger.warning("connection not accepted", extra={"reason": error.strerror})
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            if len(self._connections) + self._count_http() >= self._limits.max_connections:
+                connection.close()
+                logger.warning("connection refused", extra={"reason": "too many connections"})
+                continue
+            task = asyncio.create_task(self._connection(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _connection(self, client: socket.socket) -> None:
+        handed_over = False
+        try:
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            first = await asyncio.wait_for(self._first_bytes(client), self._limits.first_bytes_timeout_s)
+            if first.startswith(HTTP2_PREFACE):
+                await self._pipe_to_grpc(client, first)
+            elif first:
+                client.setblocking(True)
+                self._serve_http(client, first)
+                handed_over = True
+        except (OSError, TimeoutError):
+            pass  # the peer left or was too slow: nobody is there to be told
+        finally:
+            if not handed_over:
+                client.close()
+
+    async def _first_bytes(self, client: socket.socket) -> bytes:
+        """Enough bytes to tell the protocols apart; fewer if the peer stopped sending."""
+        first = b""
+        while len(first) < len(HTTP2_PREFACE) and HTTP2_PREFACE.startswith(first):
+            data = await self._loop.sock_recv(client, CHUNK_BYTES)
+            if not data:
+                break
+            first += data
+        return first
+
+    async def _pipe_to_grpc(self, client: socket.socket, first: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as backend:
+            backend.setblocking(False)
+            await self._loop.sock_connect(backend, self._grpc_socket)
+            await self._send(backend, first)
+            ways = [
+                asyncio.create_task(self._pump(client, backend)),
+                asyncio.create_task(self._pump(backend, client)),
+            ]
+            try:
+                await asyncio.gather(*ways)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)  # before the sockets close under them
+
+    async def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        """Pass bytes on until the source ends. What the sink doesn't take, the source has to wait with."""
+        while True:
+            data = await asyncio.wait_for(self._loop.sock_recv(source, CHUNK_BYTES), self._limits.idle_timeout_s)
+            if not data:
+                sink.shutdown(socket.SHUT_WR)
+                return
+            await self._send(sink, data)
+
+    async def _send(self, sink: socket.socket, data: bytes) -> None:
+        await asyncio.wait_for(self._loop.sock_sendall(sink, data), self._limits.send_timeout_s)
