@@ -7,6 +7,7 @@ the file size hold even if the parent is gone. Not meant to be run by hand.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from holdfast.inference.trial import MEMORY, NOT_A_MODEL, WRONG_OUTPUTS, encode_
 
 MAX_HEADER_BYTES = 1_048_576  # 1 MiB: sizes and names only
 PROBE_LIMIT_ELEMENTS = 2**26  # zeros beyond 64 M elements prove nothing more
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: end with the parent
 _MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "bad allocation")
 
 
@@ -61,6 +63,7 @@ def _limit(header: Mapping[str, float]) -> None:
     _hard_limit(resource.RLIMIT_AS, held + int(header["memory_bytes"]))
     _hard_limit(resource.RLIMIT_FSIZE, int(header["max_answer_bytes"]))
     _hard_limit(resource.RLIMIT_CORE, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, float(header["timeout_s"]) + 1.0)  # the parent's clock decides first
 

@@ -1,0 +1,171 @@
+"""`holdfast serve`: a bare ONNX file over the Open Inference Protocol; no coordinator, no configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.cli.command import EXIT_OK, Command
+from holdfast.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.inference.session import ModelSession
+    from holdfast.inference.tensors import TensorSpec
+    from holdfast.serving.server import Address
+
+VERSION = "1"  # a bare file has no version of its own; clients of the protocol expect a number
+MAX_EXAMPLE_ELEMENTS = 1_024  # a curl line with more numbers helps nobody
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_FLOAT_TYPES = ("float16", "float32", "float64")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model to serve")
+    parser.add_argument("--name", help="the name clients use (default: the file's stem)")
+    parser.add_argument(
+        "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s; port 0 = any"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads inside one run of the model (default %(default)s)"
+    )
+    parser.add_argument(
+        "--spinning", action="store_true", help="let idle threads spin: 6 to 17 times the CPU, rarely faster"
+    )
+    parser.add_argument("--insecure", action="store_true", help="allow an address that other machines can reach")
+    parser.add_argument(
+        "--trial-memory-mib", type=int, default=2048, help="memory the model may take (default %(default)s)"
+    )
+    parser.add_argument(
+        "--trial-timeout-s", type=float, default=60.0, help="time its first load may take (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the ready line as one JSON object")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from holdfast.inference.pool import ModelPool
+    from holdfast.inference.session import ModelSource, SessionOptions, load_session
+    from holdfast.inference.trial import run_trial
+    from holdfast.lifecycle import Stop, stop_on_signals
+    from holdfast.serving.server import Address, Server, ServerOptions
+
+    name = _checked_name(arguments.name if arguments.name is not None else arguments.model.stem)
+    if not 1 <= arguments.threads <= 1024 or arguments.trial_memory_mib < 1 or not arguments.trial_timeout_s > 0:
+        raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
+    listen = Address.parse(arguments.listen)
+    options = SessionOptions(arguments.threads, spinning=arguments.spinning)
+    source = ModelSource.from_file(arguments.model)
+    run_trial(
+        source,
+        memory_bytes=arguments.trial_memory_mib * 1024**2,
+        timeout_s=arguments.trial_timeout_s,
+        options=options,
+    )
+    session = load_session(source, options)
+    pool = ModelPool()
+    pool.swap(name, VERSION, session)
+    server = Server(pool, options=ServerOptions(listen, insecure=arguments.insecure))
+    stop = Stop()
+    with stop_on_signals(stop):
+        address = server.start()
+        try:
+            _say_ready(name, session, address, as_json=arguments.json)
+            while not stop.wait(3600.0):
+                pass
+        finally:
+            server.stop()
+    if not arguments.json:
+        print("stopped", flush=True)
+    return EXIT_OK
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.match(name):
+        raise UsageError(f"{name!r} cannot be a model's name in a URL; give one with --name, of letters, digits, . _ -")
+    return name
+
+
+def _say_ready(name: str, session: ModelSession, address: Address, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"event": "ready", "model": name, "version": VERSION, "listen": str(address)}), flush=True)
+        return
+    print(f"serving {name} on {address} (gRPC and HTTP); Ctrl-C stops")
+    print("\nfrom a shell:\n  " + curl_line(name, session, address))
+    print("\nfrom Python (pip install 'tritonclient[grpc]'):")
+    print("\n".join("  " + line for line in client_lines(name, session, address)), flush=True)
+
+
+def curl_line(name: str, session: ModelSession, address: Address) -> str:
+    """A request that works as it stands: zeros, every dynamic dimension 1; raw bytes where numbers would fill pages."""
+    url = f"http://{address}/v2/models/{name}/infer"
+    if sum(map(_count, session.inputs)) > MAX_EXAMPLE_ELEMENTS and len(session.inputs) == 1:
+        (spec,) = session.inputs
+        import numpy as np
+
+        size_bytes = _count(spec) * (1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize)
+        header = "-H 'Inference-Header-Content-Length: 0' --data-binary @-"
+        return f"head -c {size_bytes} /dev/zero | curl -s {url} {header} | strings"
+    inputs = [
+        {"name": spec.name, "datatype": _datatype(spec), "shape": _shape(spec), "data": _zeros(spec)}
+        for spec in session.inputs
+    ]
+    quoted = json.dumps({"inputs": inputs}, separators=(",", ":")).replace("'", "'\\''")
+    return f"curl -s {url} -d '{quoted}'"
+
+
+def client_lines(name: str, session: ModelSession, address: Address) -> list[str]:
+    """The same request from Python, with the model's own names, datatypes and shapes."""
+    lines = [
+        "import numpy as np, tritonclient.grpc as grpcclient",
+        f"client = grpcclient.InferenceServerClient({str(address)!r})",
+    ]
+    for index, spec in enumerate(session.inputs):
+        dtype = "np.object_" if spec.dtype == "string" else f"np.{'bool_' if spec.dtype == 'bool' else spec.dtype}"
+        array = (
+            f'np.full({_shape(spec)}, b"", {dtype})' if spec.dtype == "string" else f"np.zeros({_shape(spec)}, {dtype})"
+        )
+        lines.append(f"x{index} = grpcclient.InferInput({spec.name!r}, {_shape(spec)}, {_datatype(spec)!r})")
+        lines.append(f"x{index}.set_data_from_numpy({array})")
+    names = ", ".join(f"x{index}" for index in range(len(session.inputs)))
+    lines.append(f"answer = client.infer({name!r}, [{names}])")
+    lines += [f"print({spec.name!r}, answer.as_numpy({spec.name!r}))" for spec in session.outputs]
+    return lines
+
+
+def _datatype(spec: TensorSpec) -> str:
+    from holdfast.serving.datatypes import DATATYPE_OF
+
+    return DATATYPE_OF[spec.dtype]
+
+
+def _shape(spec: TensorSpec) -> list[int]:
+    return [1 if size is None else size for size in spec.shape]
+
+
+def _count(spec: TensorSpec) -> int:
+    return math.prod(_shape(spec))
+
+
+def _zeros(spec: TensorSpec) -> list[object]:
+    zero: object = 0.0 if spec.dtype in _FLOAT_TYPES else {"bool": False, "string": ""}.get(spec.dtype, 0)
+    if _count(spec) > MAX_EXAMPLE_ELEMENTS:
+        return [f"... {_count(spec)} numbers ..."]
+    return [zero] * _count(spec)
+
+
+SERVE = Command(
+    help="serve an ONNX file over gRPC and HTTP",
+    add_arguments=_arguments,
+    run=_run,
+    description="""Serve an ONNX file over the Open Inference Protocol, gRPC and HTTP on one port.
+
+  holdfast example digits.onnx         (if you have no model)
+  holdfast serve digits.onnx
+  holdfast serve model.onnx --name scorer --listen 127.0.0.1:0 --threads 2
+
+The file is first loaded in a child process with limits on memory and time.
+Ctrl-C or SIGTERM lets running requests end.""",
+)
