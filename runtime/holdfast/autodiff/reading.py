@@ -1,0 +1,265 @@
+"""Reads a served model into what differentiation needs: live nodes in order, every shape, the logits.
+
+Rules: nothing is guessed. The batch axis is fixed to a number, every other axis must be static already; functions are
+inlined; older operator sets are converted; a part that can't be read this way is refused with its name.
+
+The logits: training needs the scores before any Softmax. An output made by Softmax or LogSoftmax over its last axis is
+replaced by what feeds that node (cross-entropy of the softmax of the logits is what the loss computes itself, and more
+precisely). Identity nodes are looked through. Integer outputs, such as a predicted label, are ignored. All float
+outputs must lead to the same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, ValueInfoProto, inliner, numpy_helper, shape_inference, version_converter
+
+from holdfast.errors import AutodiffError
+
+EMITTED_OPSET = 20  # the operator set the gradient rules are verified with; newer models keep theirs
+OLDEST_OPSET = 13  # before it, Softmax flattens and several axes are attributes
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class DataInput:
+    """An input that carries samples: `shape` includes the batch axis; `element_type` is a TensorProto.DataType."""
+
+    name: str
+    element_type: int
+    shape: tuple[int, ...]
+
+    @property
+    def is_float(self) -> bool:
+        return self.element_type == TensorProto.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardGraph:
+    """The part of a model that computes the logits, for one fixed batch size.
+
+    `nodes` are in topological order and all lead to `logits`; `initializers` holds the arrays they read.
+    """
+
+    nodes: tuple[NodeProto, ...]
+    initializers: Mapping[str, NDArray[np.generic]]
+    data_inputs: tuple[DataInput, ...]
+    logits: str
+    shapes: Mapping[str, tuple[int, ...]]
+    element_types: Mapping[str, int]
+    opset_imports: tuple[tuple[str, int], ...]
+
+    @property
+    def batch(self) -> int:
+        return self.shapes[self.logits][0]
+
+    @property
+    def class_count(self) -> int:
+        return self.shapes[self.logits][1]
+
+
+def parse_model(model_bytes: bytes) -> onnx.ModelProto:
+    """Parse a self-contained ONNX model.
+
+    Raises: AutodiffError: not ONNX, or its weights lie in other files.
+    """
+    try:
+        model = onnx.load_model_from_string(model_bytes)
+        outside = [t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+        if outside:
+            raise AutodiffError(f"initializer {outside[0]!r} lies in another file; load it with its weights first")
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        raise AutodiffError(f"not a valid ONNX model: {_first_line(error)}") from error
+    if model.graph.sparse_initializer:
+        raise AutodiffError("the model has sparse initializers; store them dense")
+    return model
+
+
+def read_forward(model: onnx.ModelProto, batch: int) -> ForwardGraph:
+    """Fix the batch size, infer every shape, find the logits, and keep only what leads to them.
+
+    Args:
+        model: as from `parse_model`; not modified.
+        batch: samples per step, >= 1.
+
+    Raises: AutodiffError: naming the input, output or node that stands in the way.
+    """
+    if batch < 1:
+        raise AutodiffError(f"batch must be 1 or more, got {batch}")
+    modern = _modernise(model)
+    _fix_batch(modern, batch)
+    try:
+        inferred = shape_inference.infer_shapes(modern, check_type=True, strict_mode=True, data_prop=True)
+    except shape_inference.InferenceError as error:
+        raise AutodiffError(f"shapes for batch {batch} can't be inferred: {_first_line(error)}") from error
+    shapes, element_types = _known_shapes(inferred.graph)
+    logits = _find_logits(inferred.graph, element_types)
+    nodes = _live_nodes(inferred.graph.node, logits)
+    read = {name for node in nodes for name in names_read(node)}
+    initializers = {t.name: numpy_helper.to_array(t) for t in inferred.graph.initializer if t.name in read}
+    forward = ForwardGraph(
+        nodes=nodes,
+        initializers=initializers,
+        data_inputs=_data_inputs(inferred.graph, read),
+        logits=logits,
+        shapes=shapes,
+        element_types=element_types,
+        opset_imports=tuple((o.domain, o.version) for o in inferred.opset_import),
+    )
+    _check_complete(forward, batch)
+    return forward
+
+
+def is_parameter(tensor: TensorProto) -> bool:
+    """Whether an initializer is weight-like, and so belongs to the flat layout: float32, rank >= 1, not empty.
+
+    Scalars stay inside the graph: they are almost always constants of the formula (a bound, an epsilon).
+    """
+    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0 and all(size > 0 for size in tensor.dims)
+
+
+def names_read(node: NodeProto) -> set[str]:
+    """The values a node reads, those included that the bodies of If, Loop and Scan take from outside."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                names.update(names_read(inner))
+    return names
+
+
+def node_label(node: NodeProto) -> str:
+    """How messages name a node: its own name, or else the value it makes."""
+    return f"{node.name or node.output[0]!r} ({node.op_type})"
+
+
+def _modernise(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with functions inlined and the default operator set at least EMITTED_OPSET."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    if copy.functions:
+        copy = inliner.inline_local_functions(copy)
+    version = next((o.version for o in copy.opset_import if o.domain in DEFAULT_DOMAINS), 0)
+    if version >= EMITTED_OPSET:
+        return copy
+    if version < OLDEST_OPSET:
+        raise AutodiffError(f"operator set {version} is too old; export the model with {OLDEST_OPSET} or newer")
+    names = {tensor.name for tensor in copy.graph.initializer}
+    try:
+        converted = version_converter.convert_version(copy, EMITTED_OPSET)
+    except (RuntimeError, ValueError) as error:
+        message = f"operator set {version} can't be converted to {EMITTED_OPSET}: {_first_line(error)}"
+        raise AutodiffError(f"{message}; export the model with {EMITTED_OPSET}") from error
+    if not names <= {tensor.name for tensor in converted.graph.initializer}:
+        raise AutodiffError(f"converting to operator set {EMITTED_OPSET} lost a parameter; export the model with it")
+    return converted
+
+
+def _fix_batch(model: onnx.ModelProto, batch: int) -> None:
+    """Write the batch size into the inputs and forget shapes that were written for another one."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        if not value.type.HasField("tensor_type") or not dims:
+            raise AutodiffError(f"input {value.name!r} is not a tensor whose first axis is the batch")
+        if dims[0].HasField("dim_value") and dims[0].dim_value != batch:
+            raise AutodiffError(
+                f"input {value.name!r} has the fixed batch size {dims[0].dim_value}, asked for {batch}; "
+                "export the model with a dynamic first axis"
+            )
+        dims[0].Clear()
+        dims[0].dim_value = batch
+        for axis, dim in enumerate(dims):
+            if not dim.HasField("dim_value") or dim.dim_value < 1:
+                raise AutodiffError(f"axis {axis} of input {value.name!r} is dynamic; only the first axis may be")
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _known_shapes(graph: onnx.GraphProto) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, int] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shape = _static_shape(value)
+        types[value.name] = value.type.tensor_type.elem_type
+        if shape is not None:
+            shapes[value.name] = shape
+    for tensor in graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+        types[tensor.name] = tensor.data_type
+    return shapes, types
+
+
+def _static_shape(value: ValueInfoProto) -> tuple[int, ...] | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+        return None
+    return tuple(dim.dim_value for dim in tensor.shape.dim)
+
+
+def _find_logits(graph: onnx.GraphProto, element_types: Mapping[str, int]) -> str:
+    producers = {name: node for node in graph.node for name in node.output}
+    floats = [v.name for v in graph.output if element_types.get(v.name) == TensorProto.FLOAT]
+    candidates = sorted({_before_softmax(name, producers) for name in floats})
+    if len(candidates) != 1:
+        found = ", ".join(repr(name) for name in candidates) or "none"
+        raise AutodiffError(f"training needs one float32 output, the logits; found {found}: keep that output alone")
+    return candidates[0]
+
+
+def _before_softmax(name: str, producers: Mapping[str, NodeProto]) -> str:
+    node = producers.get(name)
+    while node is not None and node.op_type in ("Identity", "Softmax", "LogSoftmax"):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        if node.op_type != "Identity" and axis not in (-1, 1):
+            break
+        name = node.input[0]
+        node = producers.get(name)
+    return name
+
+
+def _live_nodes(nodes: Sequence[NodeProto], wanted: str) -> tuple[NodeProto, ...]:
+    needed = {wanted}
+    live = []
+    for node in reversed(nodes):
+        if needed.isdisjoint(node.output):
+            continue
+        live.append(node)
+        needed.update(names_read(node))
+    return tuple(reversed(live))
+
+
+def _data_inputs(graph: onnx.GraphProto, read: Collection[str]) -> tuple[DataInput, ...]:
+    constants = {tensor.name for tensor in graph.initializer}
+    return tuple(
+        DataInput(v.name, v.type.tensor_type.elem_type, _static_shape(v) or ())
+        for v in graph.input
+        if v.name not in constants and v.name in read
+    )
+
+
+def _check_complete(forward: ForwardGraph, batch: int) -> None:
+    for node in forward.nodes:
+        missing = [name for name in node.output if name and name not in forward.shapes]
+        if missing:
+            raise AutodiffError(f"the shape of {missing[0]!r}, made by node {node_label(node)}, is not static")
+    shape = forward.shapes.get(forward.logits, ())
+    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
+        raise AutodiffError(
+            f"the logits {forward.logits!r} have shape {list(shape)}; expected [{batch}, classes], 2 classes or more"
+        )
+    if not forward.data_inputs:
+        raise AutodiffError("no input of the model leads to its logits")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

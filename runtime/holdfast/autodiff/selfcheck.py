@@ -1,0 +1,207 @@
+"""Checks a step graph against its model by two methods that don't share its code; the result goes into the manifest.
+
+1. Directional derivatives: the loss graph, evaluated in float64 by ONNX's reference evaluator (plain numpy), is
+   differenced centrally along random sign vectors v: (L(p + h v) - L(p - h v)) / 2h, error O(h^2) (Griewank and
+   Walther 2008, section 2.1). For a sign vector, E[(g . v)^2] = ||g||^2, so the error is measured against ||g||.
+2. Reference run: the step graph itself, in float64 by the same evaluator, against the float32 result of the runtime.
+
+Both look at the emitted bytes and know nothing of how they were made, so a step graph that somebody brought along is
+checked the same way. Holds for optimizers whose first step is p - learning_rate * g (SGD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from holdfast.autodiff.build import LABELS, LEARNING_RATE, LOSS, NEW, TrainingGraphs
+from holdfast.autodiff.externalise import WEIGHTS_LOCATION, join_weights
+from holdfast.autodiff.reading import DataInput
+from holdfast.errors import AutodiffError
+from holdfast.update.layout import FlatLayout, Floats
+
+# A power of two, so large that p.new = p - rate * g keeps all digits of g: g = (p - p.new) / rate is exact to float32.
+PROBE_RATE = float(2**40)
+STEP = 1e-5  # of the central difference, in float64: truncation and cancellation are both about 1e-10
+TOLERANCE = 1e-4  # a wrong rule is off by more than 1e-2; float32 arithmetic by less than 1e-5
+DIRECTIONS = 4
+
+Feeds = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientCheck:
+    """What was measured: errors relative to the norm of the whole gradient, and with which settings."""
+
+    directional_error: float
+    reference_error: float
+    gradient_norm: float
+    directions: int
+    step: float
+    seed: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return max(self.directional_error, self.reference_error) <= self.tolerance
+
+    def to_fields(self) -> dict[str, float | int]:
+        """Plain JSON values for the manifest."""
+        return {
+            "directional_error": self.directional_error,
+            "reference_error": self.reference_error,
+            "gradient_norm": self.gradient_norm,
+            "directions": self.directions,
+            "step": self.step,
+            "seed": self.seed,
+            "tolerance": self.tolerance,
+        }
+
+
+def check_gradients(
+    graphs: TrainingGraphs, weights: bytes, *, seed: int = 0, examples: Feeds | None = None
+) -> GradientCheck:
+    """Check the step graph at the given weights.
+
+    Args:
+        weights: `weights.bin` for `graphs.layout`.
+        seed: of the random directions, labels and (without `examples`) standard normal inputs.
+        examples: one array per data input, batch axis first; needed if an input is not float.
+
+    Raises: AutodiffError: an error is above the tolerance, or `examples` are needed and missing.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    feeds = dict(examples) if examples is not None else _random_inputs(graphs.data_inputs, rng)
+    feeds[LABELS] = rng.integers(0, graphs.class_count, graphs.batch)
+    flat = graphs.layout.weights_from_bytes(weights)
+    runtime = measure_gradient(graphs.train, graphs.layout, flat, feeds)
+    reference = _reference_gradient(graphs, weights, feeds)
+    norm = float(np.linalg.norm(reference))
+    scale = norm if norm > 0 else 1.0
+    check = GradientCheck(
+        directional_error=_directional_error(graphs, weights, feeds, runtime, rng) / scale,
+        reference_error=float(np.linalg.norm(runtime - reference)) / scale,
+        gradient_norm=norm,
+        directions=DIRECTIONS,
+        step=STEP,
+        seed=seed,
+        tolerance=TOLERANCE,
+    )
+    if not check.passed:
+        raise AutodiffError(
+            f"the step graph's gradient is wrong: directional error {check.directional_error:.2e}, "
+            f"reference error {check.reference_error:.2e}, allowed {TOLERANCE:.0e}"
+        )
+    return check
+
+
+def measure_gradient(
+    train: bytes, layout: FlatLayout, weights: Floats, feeds: Feeds, *, optimize: bool = True
+) -> NDArray[np.float64]:
+    """The gradient that a step graph applies, read off one step on the runtime.
+
+    Args:
+        weights: float32[layout.element_count].
+        feeds: the data inputs and `labels`.
+        optimize: False runs the graph as it is written, without the runtime's graph optimisations.
+
+    Returns: float64[layout.trainable_element_count] with float32 precision.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    raw = weights.tobytes()
+    options.add_external_initializers_from_files_in_memory([WEIGHTS_LOCATION], [raw], [len(raw)])
+    session = onnxruntime.InferenceSession(train, options, providers=["CPUExecutionProvider"])
+    tensors = layout.unpack(weights)
+    trainable = {entry.name: tensors[entry.name] for entry in layout.trainable}
+    rate = {LEARNING_RATE: np.array(PROBE_RATE, dtype=np.float32)}
+    new = session.run([name + NEW for name in trainable], {**trainable, **feeds, **rate})
+    return _gradient_of_step(trainable.values(), new)
+
+
+def _gradient_of_step(
+    before: Iterable[NDArray[np.floating]], after: Iterable[NDArray[np.floating]]
+) -> NDArray[np.float64]:
+    parts = [
+        (old.astype(np.float64) - new.astype(np.float64)) / PROBE_RATE for old, new in zip(before, after, strict=True)
+    ]
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _reference_gradient(graphs: TrainingGraphs, weights: bytes, feeds: Feeds) -> NDArray[np.float64]:
+    evaluator = _float64_evaluator(graphs.train, weights, graphs.layout)
+    tensors = _trainable64(graphs.layout, weights)
+    given = {**tensors, **_feeds64(feeds), LEARNING_RATE: np.array(PROBE_RATE)}
+    new = _evaluate(evaluator, [name + NEW for name in tensors], given)
+    return _gradient_of_step(tensors.values(), new)
+
+
+def _directional_error(
+    graphs: TrainingGraphs, weights: bytes, feeds: Feeds, gradient: NDArray[np.float64], rng: np.random.Generator
+) -> float:
+    """The largest |(L(p + h v) - L(p - h v)) / 2h - g . v| over the random directions."""
+    evaluator = _float64_evaluator(graphs.loss, weights, graphs.layout)
+    tensors = _trainable64(graphs.layout, weights)
+    given = _feeds64(feeds)
+    worst = 0.0
+    for _ in range(DIRECTIONS):
+        signs = {name: rng.choice([-1.0, 1.0], tensor.shape) for name, tensor in tensors.items()}
+        flat = np.concatenate([sign.reshape(-1) for sign in signs.values()])
+        losses = [
+            float(_evaluate(evaluator, [LOSS], {**given, **{n: t + h * signs[n] for n, t in tensors.items()}})[0])
+            for h in (STEP, -STEP)
+        ]
+        worst = max(worst, abs((losses[0] - losses[1]) / (2 * STEP) - float(flat @ gradient)))
+    return worst
+
+
+def _evaluate(evaluator: ReferenceEvaluator, names: list[str], feeds: Feeds) -> list[NDArray[np.float64]]:
+    return cast("list[NDArray[np.float64]]", evaluator.run(names, dict(feeds)))
+
+
+def _float64_evaluator(graph: bytes, weights: bytes, layout: FlatLayout) -> ReferenceEvaluator:
+    """The graph with its frozen weights in place and every float32 turned into float64."""
+    model = onnx.load_model_from_string(join_weights(graph, weights, layout))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for tensor in model.graph.initializer:
+        _widen(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _widen(attribute.t)
+    return ReferenceEvaluator(model)
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+
+
+def _trainable64(layout: FlatLayout, weights: bytes) -> dict[str, NDArray[np.float64]]:
+    tensors = layout.unpack(layout.weights_from_bytes(weights))
+    return {entry.name: tensors[entry.name].astype(np.float64) for entry in layout.trainable}
+
+
+def _feeds64(feeds: Feeds) -> dict[str, NDArray[np.generic]]:
+    return {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in feeds.items()}
+
+
+def _random_inputs(inputs: tuple[DataInput, ...], rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
+    integers = [data.name for data in inputs if not data.is_float]
+    if integers:
+        raise AutodiffError(f"input {integers[0]!r} is not float32; pass examples for the gradient check")
+    return {data.name: rng.standard_normal(data.shape).astype(np.float32) for data in inputs}
