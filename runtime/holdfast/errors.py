@@ -11,7 +11,8 @@
     │   └── EvidenceError    an evidence file does not hold
     ├── FormatError          bytes that are not what they claim to be
     │   ├── BundleError      a bundle or its manifest
-    │   └── SketchMismatchError sketches over different bins cannot be merged
+    │   ├── SketchMismatchError sketches over different bins cannot be merged
+    │   └── DatasetError     local samples break their declared contract
     ├── ModelError           a model cannot be loaded, or failed its trial
     │   ├── AutodiffError    no training step can be built
     │   ├── TrainingError    local training cannot go on
@@ -25,6 +26,8 @@
     │   └── UnsupportedError a part of the protocol that this server does not offer
     ├── PolicyError          the site's policy is missing, not valid, or says no
     ├── RoundError           an offer, an update or a run is refused
+    │   ├── NodeRefusedError the SuperLink does not know this worker's node key, or it was revoked
+    │   └── RunEndedError    the federated run is over
     └── LinkError            the coordinator cannot be reached, or refused a call
 
 Rules: the message says what, expected, got, what to do; lower case, no full stop. `code` is stable and documented;
@@ -84,6 +87,10 @@ class SketchMismatchError(FormatError):
     code = "HF-FORMAT-003"
 
 
+class DatasetError(FormatError):
+    code = "HF-FORMAT-004"
+
+
 class ModelError(HoldfastError):
     code = "HF-MODEL-001"
 
@@ -140,6 +147,14 @@ class PolicyError(HoldfastError):
 
 class RoundError(HoldfastError):
     code = "HF-ROUND-001"
+
+
+class NodeRefusedError(RoundError):
+    code = "HF-ROUND-002"
+
+
+class RunEndedError(RoundError):
+    code = "HF-ROUND-003"
 
 
 class LinkError(HoldfastError):
