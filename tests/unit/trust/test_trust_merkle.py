@@ -138,6 +138,21 @@ def test_every_inclusion_proof_is_refused_for_another_index_or_root() -> None:
                 verify_inclusion(leaf_hash(DATA[index]), index, size, proof, ROOTS[size - 1])
 
 
+def test_proof_of_a_smaller_tree_is_refused_for_a_larger_one() -> None:
+    # the hashes alone would fit: only the length of the proof tells the sizes apart
+    with pytest.raises(TrustError, match="too short"):
+        verify_consistency(2, 8, TREE.consistency_proof(2, 4), ROOTS[2], ROOTS[4])
+    with pytest.raises(TrustError, match="too short"):
+        verify_inclusion(leaf_hash(DATA[1]), 1, 8, TREE.inclusion_proof(1, 4), ROOTS[4])
+
+
+def test_proof_of_a_larger_tree_is_refused_for_a_smaller_one() -> None:
+    with pytest.raises(TrustError, match="too long"):
+        verify_consistency(2, 4, TREE.consistency_proof(2, 8), ROOTS[2], ROOTS[8])
+    with pytest.raises(TrustError, match="too long"):
+        verify_inclusion(leaf_hash(DATA[1]), 1, 4, TREE.inclusion_proof(1, 8), ROOTS[8])
+
+
 @st.composite
 def _mutated(draw: st.DrawFn, proof: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The proof with one hash flipped, dropped, doubled, added, or two swapped."""
