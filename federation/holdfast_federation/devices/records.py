@@ -123,6 +123,20 @@ class Devices:
         """Remember the device's newest certificate."""
         cx.execute("UPDATE devices SET certificate_sha256 = ? WHERE device_id = ?", (certificate_sha256, device_id))
 
+    def enrolled_again(self, cx: sqlite3.Connection, record: DeviceRecord) -> None:
+        """Keep what a known device brought when it enrolled anew; its id, site and report key stay."""
+        cx.execute(
+            "UPDATE devices SET name = ?, flower_public_key = ?, certificate_sha256 = ?, enrolled_utc_ns = ?"
+            " WHERE device_id = ?",
+            (
+                record.name,
+                record.flower_public_key,
+                record.certificate_sha256,
+                record.enrolled_utc_ns,
+                record.device_id,
+            ),
+        )
+
     def seen(self, device_id: str, request: CheckInRequest, utc_ns: int) -> None:
         """Keep what a device said at its check-in."""
         active = json.dumps(dict(request.active), sort_keys=True)

@@ -1,0 +1,1 @@
+"""How a device becomes known: the certificate authority, join tokens, proofs of possession, renewal."""
