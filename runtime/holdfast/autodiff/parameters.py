@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 import onnx
 from onnx import NodeProto
 
-from holdfast.autodiff.reading import ForwardGraph, is_parameter, parse_model
+from holdfast.autodiff.reading import ForwardGraph, is_parameter, names_read, parse_model
 from holdfast.autodiff.registry import rule_for
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout
@@ -108,11 +108,16 @@ def _is_constant(forward: ForwardGraph, name: str) -> bool:
         constant = () if rule is None else rule.constant_inputs
         if any(read == name and index not in constant for index, read in enumerate(node.input)):
             return False
+        if name not in node.input and name in names_read(node):  # inside a branch or loop
+            return False
     return True
 
 
-def _uses(nodes: Iterable[NodeProto]) -> Counter[str]:
-    return Counter(name for node in nodes for name in node.input if name)
+def _uses(nodes: Sequence[NodeProto]) -> Counter[str]:
+    uses = Counter(name for node in nodes for name in node.input)
+    for node in nodes:
+        uses.update(names_read(node) - set(node.input))
+    return uses
 
 
 def _free_name(name: str, number: int, taken: Collection[str]) -> str:
