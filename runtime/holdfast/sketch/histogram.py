@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import frexp
 
 import numpy as np
 import numpy.typing as npt
@@ -117,9 +118,8 @@ class ExponentialHistogram:
             self._zero_count += 1
             return
         index = _index(value, self._scale, self._bounds)
-        known = self._buckets.get(index)
-        if known is not None:
-            self._buckets[index] = known + 1
+        if index in self._buckets:
+            self._buckets[index] += 1
         else:
             self._insert(index, index, {index: 1})
 
@@ -259,9 +259,10 @@ def _bounds(scale: int) -> tuple[float, ...]:
 
 def _index(value: float, scale: int, bounds: tuple[float, ...]) -> int:
     """The bucket of a positive value: the i with base**i < value <= base**(i+1)."""
-    mantissa, exponent = math.frexp(value)
-    fine = ((exponent - 1) << max(scale, 0)) + bisect_left(bounds, mantissa) - 1
-    return fine >> max(-scale, 0)
+    mantissa, exponent = frexp(value)
+    if scale >= 0:
+        return ((exponent - 1) << scale) + bisect_left(bounds, mantissa) - 1
+    return (exponent - 2 + bisect_left(bounds, mantissa)) >> -scale
 
 
 def _lower_bound(index: int, scale: int) -> float:

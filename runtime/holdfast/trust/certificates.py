@@ -123,6 +123,7 @@ def read_csr(csr: bytes) -> CertificateRequest:
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         public_key = PublicKey.from_object(request.public_key())
         holds = request.is_signature_valid
+        _check_bit_string(request.public_bytes(serialization.Encoding.DER), request.signature)
     if not holds:
         raise TrustError("the signature of the certificate request does not hold; the sender must hold the key")
     if len(names) != 1 or not isinstance(names[0].value, str):
@@ -347,6 +348,7 @@ def _load(pem: bytes) -> x509.Certificate:
     with _parsing("certificate"):
         certificate = x509.load_pem_x509_certificate(pem)
         canonical = certificate.public_bytes(serialization.Encoding.PEM)
+        _check_bit_string(certificate.public_bytes(serialization.Encoding.DER), certificate.signature)
     if canonical.strip() != pem.strip():
         # a second certificate behind a pinned one would become a trusted root of the TLS library
         raise FormatError("not exactly one PEM certificate; remove whatever else is in the file")
@@ -432,6 +434,13 @@ def _check_leaf_key(key: PublicKey) -> None:
 def _check_size(data: bytes, what: str) -> None:
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise FormatError(f"{what} has {len(data)} bytes, at most {MAX_CERTIFICATE_BYTES} are read")
+
+
+def _check_bit_string(der: bytes, signature: bytes) -> None:
+    # the byte before the signature says how many of its last bits are unused; parsers let other values than 0 through,
+    # and one certificate would have several spellings
+    if der[-len(signature) - 1] != 0:
+        raise FormatError("the signature is not a whole number of bytes")
 
 
 def _utc_ns(moment: datetime) -> int:

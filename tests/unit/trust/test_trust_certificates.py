@@ -53,6 +53,7 @@ def _authority(algorithm: Algorithm = "ecdsa-p256", domain: str = DOMAIN, utc_ns
 AUTHORITY = _authority()
 ED_AUTHORITY = _authority("ed25519")
 DEVICE = issue_device(AUTHORITY, create_csr(DEVICE_KEY, "press-4"), "press-4", NOW)
+CSR = create_csr(DEVICE_KEY, "press-4")
 SERVER = issue_server(AUTHORITY, SERVER_KEY.public_key, ["10.0.0.7", "hub.local"], NOW)
 
 
@@ -341,6 +342,16 @@ def test_certificate_any_changed_byte_is_refused(data: st.DataObject) -> None:
         verify_chain(_reencode(bytes(der), "CERTIFICATE"), [AUTHORITY.certificate], "device", NOW)
 
 
+@pytest.mark.parametrize("unused_bits", range(1, 8))
+def test_second_spelling_of_the_signature_is_refused(unused_bits: int) -> None:
+    for number in range(20):  # accepted by parsers only where the signature happens to end in zero bits
+        loaded = x509.load_pem_x509_certificate(issue_device(AUTHORITY, CSR, "press-4", NOW + number))
+        der = bytearray(loaded.public_bytes(serialization.Encoding.DER))
+        der[-len(loaded.signature) - 1] = unused_bits
+        with pytest.raises(FormatError):
+            verify_chain(_reencode(bytes(der), "CERTIFICATE"), [AUTHORITY.certificate], "device", NOW)
+
+
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 def test_authority_any_changed_byte_is_no_crash(data: st.DataObject) -> None:
@@ -364,9 +375,6 @@ def test_csr_any_changed_byte_is_refused(data: st.DataObject) -> None:
 
     with pytest.raises(HoldfastError):
         read_csr(_reencode(bytes(der), "CERTIFICATE REQUEST"))
-
-
-CSR = create_csr(DEVICE_KEY, "press-4")
 
 
 @given(data=st.binary(max_size=300))
