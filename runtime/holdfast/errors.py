@@ -29,6 +29,7 @@
     │   ├── NodeRefusedError the SuperLink does not know this worker's node key, or it was revoked
     │   └── RunEndedError    the federated run is over
     └── LinkError            the coordinator cannot be reached, or refused a call
+        └── RefusedCallError the coordinator answered and said no; the same call will be refused again
 
 Rules: the message says what, expected, got, what to do; lower case, no full stop. `code` is stable and documented;
 never reuse one. Our own bugs are RuntimeError or AssertionError and are not caught.
@@ -159,3 +160,7 @@ class RunEndedError(RoundError):
 
 class LinkError(HoldfastError):
     code = "HF-LINK-001"
+
+
+class RefusedCallError(LinkError):
+    code = "HF-LINK-002"
