@@ -51,6 +51,16 @@ DEFAULT_LIMITS = ContainerLimits()
 
 
 @dataclass(frozen=True, slots=True)
+class FileSpan:
+    """Where one file's content lies in a container, and the SHA-256 that its header says it has."""
+
+    name: str
+    offset: int
+    size_bytes: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     name: str
     size_bytes: int
@@ -91,6 +101,22 @@ def read_container(data: bytes, kind: str, *, limits: ContainerLimits = DEFAULT_
     if reader.offset != len(data):
         raise FormatError(f"container has {len(data) - reader.offset} bytes too many at offset {reader.offset}")
     return contents
+
+
+def read_spans(data: bytes, kind: str, *, limits: ContainerLimits = DEFAULT_LIMITS) -> tuple[FileSpan, ...]:
+    """Where the files of a container would lie by its header. For naming damage: no digest is checked.
+
+    Raises:
+        FormatError: the header itself cannot be parsed.
+    """
+    reader = _Reader(data)
+    entries = _read_entries(reader, kind, limits)
+    reader.take(_DIGEST_BYTES, "header digest")
+    offset, spans = reader.offset, []
+    for entry in entries:
+        spans.append(FileSpan(entry.name, offset, entry.size_bytes, entry.digest))
+        offset += entry.size_bytes
+    return tuple(spans)
 
 
 class _Reader:
