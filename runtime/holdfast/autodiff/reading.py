@@ -97,7 +97,7 @@ def read_forward(model: onnx.ModelProto, batch: int) -> ForwardGraph:
     _fix_batch(modern, batch)
     try:
         inferred = shape_inference.infer_shapes(modern, check_type=True, strict_mode=True, data_prop=True)
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, ValueError) as error:
         raise AutodiffError(f"shapes for batch {batch} can't be inferred: {_first_line(error)}") from error
     shapes, element_types = _known_shapes(inferred.graph)
     logits = _find_logits(inferred.graph, element_types)
@@ -153,7 +153,7 @@ def _modernise(model: onnx.ModelProto) -> onnx.ModelProto:
     names = {tensor.name for tensor in copy.graph.initializer}
     try:
         converted = version_converter.convert_version(copy, EMITTED_OPSET)
-    except (RuntimeError, ValueError) as error:
+    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         message = f"operator set {version} can't be converted to {EMITTED_OPSET}: {_first_line(error)}"
         raise AutodiffError(f"{message}; export the model with {EMITTED_OPSET}") from error
     if not names <= {tensor.name for tensor in converted.graph.initializer}:

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tests.fakes.models import classifier, he_mlp
 
@@ -287,3 +289,18 @@ def test_build_refuses_a_parameter_read_inside_a_branch(trainable: str | list[st
 
     with pytest.raises(AutodiffError, match=r"'choice' \(If\)"):
         build_graphs(model, batch=2, trainable=trainable)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_build_of_a_damaged_model_succeeds_or_is_refused(data: st.DataObject) -> None:
+    damaged = bytearray(he_mlp([4, 8, 3], softmax=True, opset=data.draw(st.sampled_from([13, 20]))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+
+    try:
+        graphs = build_graphs(bytes(damaged), batch=2)
+    except AutodiffError:
+        return
+
+    assert graphs.parameters
