@@ -159,6 +159,13 @@ class ModelEvent:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
+    """Stands in the chain in the place of records `first_seq` to `last_seq`, which were dropped before they were sent.
+
+    The record that carries it has `seq == last_seq` and the `prev_hash` of record `first_seq`; the record after it
+    names `last_hash` (the hash of the dropped record `last_seq`) as its `prev_hash`. Outcomes and latencies are the
+    exact sums over what was dropped.
+    """
+
     first_seq: int
     last_seq: int
     last_hash: bytes
