@@ -103,7 +103,7 @@ def read_forward(model: onnx.ModelProto, batch: int) -> ForwardGraph:
     logits = _find_logits(inferred.graph, element_types)
     nodes = _live_nodes(inferred.graph.node, logits)
     read = {name for node in nodes for name in names_read(node)}
-    initializers = {t.name: numpy_helper.to_array(t) for t in inferred.graph.initializer if t.name in read}
+    initializers = {t.name: array_of(t) for t in inferred.graph.initializer if t.name in read}
     forward = ForwardGraph(
         nodes=nodes,
         initializers=initializers,
@@ -123,6 +123,15 @@ def is_parameter(tensor: TensorProto) -> bool:
     Scalars stay inside the graph: they are almost always constants of the formula (a bound, an epsilon).
     """
     return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0 and all(size > 0 for size in tensor.dims)
+
+
+def array_of(tensor: TensorProto) -> NDArray[np.generic]:
+    """The values of an initializer. Raises: AutodiffError: its data don't fill its shape."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        shape = list(tensor.dims)
+        raise AutodiffError(f"initializer {tensor.name!r} does not hold the data of shape {shape}") from error
 
 
 def names_read(node: NodeProto) -> set[str]:

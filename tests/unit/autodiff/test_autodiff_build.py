@@ -304,3 +304,12 @@ def test_build_of_a_damaged_model_succeeds_or_is_refused(data: st.DataObject) ->
         return
 
     assert graphs.parameters
+
+
+def test_build_and_split_refuse_an_initializer_whose_data_do_not_fill_its_shape() -> None:
+    model = onnx.load_model_from_string(he_mlp([4, 3]))
+    model.graph.initializer[0].raw_data += bytes(4)
+
+    for reader in (lambda data: build_graphs(data, batch=2), split_weights):
+        with pytest.raises(AutodiffError, match=r"layer0\.weight"):
+            reader(model.SerializeToString())
