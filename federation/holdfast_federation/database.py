@@ -9,6 +9,7 @@ Why not a connection per thread: pools of web and gRPC threads come and go, and 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ class Database:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._closed = False
+        self._make_file()
         with self._translated(), closing(self._connect()) as cx:
             self._prepare(cx, schemas)
 
@@ -120,6 +122,13 @@ class Database:
                 self._idle.append(cx)
                 return
         cx.close()
+
+    def _make_file(self) -> None:
+        """An empty file that only its owner reads; SQLite gives its log files the same mode."""
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StateError(f"database {self.path} cannot be opened: {error.strerror}") from error
 
     def _connect(self) -> sqlite3.Connection:
         cx = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)

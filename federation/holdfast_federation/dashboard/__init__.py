@@ -1,0 +1,1 @@
+"""One page that shows the fleet, read-only and without scripts."""

@@ -1,0 +1,1 @@
+"""The coordinator as one process: what it is built of, its listeners, and who may call what."""
