@@ -11,6 +11,7 @@ import numpy as np
 from tests.fakes import served_models as models
 
 from holdfast.bundle import files as names
+from holdfast.bundle.approval import APPROVE, Approval, sign_approval
 from holdfast.bundle.golden import GoldenSet, write_golden
 from holdfast.bundle.manifest import (
     ChangeEnvelope,
@@ -28,10 +29,20 @@ from holdfast.bundle.manifest import (
 )
 from holdfast.bundle.profile import Profile, encode_profile
 from holdfast.bundle.verify import UnverifiedBundle, read_bundle
+from holdfast.errors import LinkError
+from holdfast.models.activation import ActivationTrust
 from holdfast.trust.envelope import sign_envelope, to_json
 from holdfast.trust.keys import ECDSA_P256, ED25519, PrivateKey
 from holdfast.wire.container import write_container
-from holdfast.wire.messages import MANIFEST_TYPE
+from holdfast.wire.convert import to_bytes
+from holdfast.wire.messages import (
+    ASSIGNMENT_TYPE,
+    MANIFEST_TYPE,
+    Assignment,
+    AssignmentDelivery,
+    FetchRequest,
+    FetchResponse,
+)
 
 WEIGHT = np.array([1, 2, 3, 4], dtype=np.float32)
 MAX_UPDATE_NORM = 2.0
@@ -130,3 +141,68 @@ def candidate_bundle(
     manifest = dataclasses.replace(manifest_of(files, version=version, name=parent.manifest.name), lineage=lineage)
     manifest = dataclasses.replace(manifest, **(replace_manifest or {}))  # type: ignore[arg-type]  # names of fields
     return signed_bundle(manifest, files, signer or keys.run)
+
+
+NOW_UTC_NS = 1_790_000_000_000_000_000  # where FakeClock starts
+HOUR_NS = 3_600_000_000_000
+DEVICE = "device-1"
+
+
+def approval(
+    signer: PrivateKey, bundle: bytes, *, decision: str = APPROVE, expires_utc_ns: int = NOW_UTC_NS + 24 * HOUR_NS
+) -> bytes:
+    """A person's document about a bundle."""
+    digest = read_bundle(bundle).digest
+    return sign_approval(Approval(digest, decision, "reviewer", NOW_UTC_NS, expires_utc_ns), signer)
+
+
+def assignment_of(bundle: bytes, number: int) -> Assignment:
+    """An assignment of a bundle to DEVICE."""
+    read = read_bundle(bundle)
+    return Assignment(
+        device_id=DEVICE,
+        number=number,
+        model=read.manifest.name,
+        bundle_digest=read.digest,
+        blob_sha256=read.blob_sha256,
+        blob_size_bytes=read.blob_size_bytes,
+        issued_utc_ns=NOW_UTC_NS,
+        expires_utc_ns=NOW_UTC_NS + HOUR_NS,
+    )
+
+
+def delivery(
+    keys: Keys, bundle: bytes, number: int, *, approvals: tuple[bytes, ...] | None = None, **changes: object
+) -> AssignmentDelivery:
+    """A signed assignment with its approvals (default: one by the approver); `changes` are fields of the assignment."""
+    assignment = dataclasses.replace(assignment_of(bundle, number), **changes)  # type: ignore[arg-type]  # field names
+    documents = (approval(keys.approver, bundle),) if approvals is None else approvals
+    return AssignmentDelivery(sign_envelope(ASSIGNMENT_TYPE, to_bytes(assignment), keys.assignment), documents)
+
+
+def trust_of(keys: Keys) -> ActivationTrust:
+    """What DEVICE pinned."""
+    return ActivationTrust(
+        device_id=DEVICE,
+        authors=(keys.author.public_key,),
+        approvers=(keys.approver.public_key,),
+        run_keys=(keys.run.public_key,),
+        assignment_keys=(keys.assignment.public_key,),
+    )
+
+
+class BlobServer:
+    """Answers fetches as the coordinator does, in pieces of `piece_bytes` at most."""
+
+    def __init__(self, *blobs: bytes, piece_bytes: int = 1_000) -> None:
+        self.blobs = {hashlib.sha256(blob).hexdigest(): blob for blob in blobs}
+        self.piece_bytes = piece_bytes
+        self.requests: list[FetchRequest] = []
+
+    def __call__(self, request: FetchRequest) -> FetchResponse:
+        self.requests.append(request)
+        blob = self.blobs.get(request.blob_sha256)
+        if blob is None:
+            raise LinkError("no such blob")
+        end = request.offset + min(request.max_bytes, self.piece_bytes)
+        return FetchResponse(len(blob), blob[request.offset : end])

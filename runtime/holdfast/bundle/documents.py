@@ -21,7 +21,7 @@ T = TypeVar("T")
 MAX_TEXT_CHARS = 4_096  # a purpose or a comment: a page, not a book
 NS_PER_S = 1_000_000_000
 
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
 
 
@@ -61,7 +61,7 @@ class Fields:
         return value
 
     def sha256(self, key: str) -> str:
-        return self.matching(key, _SHA256, "64 hexadecimal digits")
+        return self.matching(key, SHA256, "64 hexadecimal digits")
 
     def utc_ns(self, key: str) -> int:
         return utc_ns_of(self.matching(key, _TIME, "a time like 2026-01-31T12:00:00Z"), f"{self.where}.{key}")

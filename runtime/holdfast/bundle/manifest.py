@@ -21,6 +21,7 @@ from itertools import pairwise
 from holdfast.bundle.documents import Fields, canonical_json, check_canonical, finite_number, parse_json
 from holdfast.bundle.files import WEIGHTS_FILE
 from holdfast.errors import BundleError
+from holdfast.wire.limits import MAX_BLOB_BYTES
 
 SCHEMA = "holdfast/manifest/v1"
 MAX_MANIFEST_BYTES = 2_097_152  # 2 MiB: fits, as base64, into the largest signature document that is read
@@ -107,11 +108,14 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class GradientCheck:
-    """The author's self-check: the training graph's step against central differences of the loss graph."""
+    """The author's self-check of `graphs/train.onnx`: errors relative to the norm of the whole gradient."""
 
+    directional_error: float
+    reference_error: float
+    gradient_norm: float
+    directions: int
     step: float
-    checked: int
-    max_relative_error: float
+    seed: int
     tolerance: float
 
 
@@ -173,6 +177,10 @@ class Manifest:
     owner: str
     purpose: str
     profile: ProfileEdges
+
+    def layout_fields(self) -> dict[str, object]:
+        """The parameters as `holdfast.update.layout.FlatLayout.from_fields` reads them."""
+        return {"entries": [{**dataclasses.asdict(each), "shape": list(each.shape)} for each in self.parameters]}
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -297,9 +305,12 @@ def _training(value: object, where: str) -> Training:
 def _gradient_check(value: object, where: str) -> GradientCheck:
     fields = Fields(value, _keys(GradientCheck), where)
     return GradientCheck(
+        directional_error=fields.number("directional_error"),
+        reference_error=fields.number("reference_error"),
+        gradient_norm=fields.number("gradient_norm"),
+        directions=fields.integer("directions"),
         step=fields.number("step"),
-        checked=fields.integer("checked"),
-        max_relative_error=fields.number("max_relative_error"),
+        seed=fields.integer("seed"),
         tolerance=fields.number("tolerance"),
     )
 
@@ -310,7 +321,7 @@ def _lineage(value: object, where: str) -> Lineage:
         parent_digest=fields.sha256("parent_digest"),
         ancestor_digest=fields.sha256("ancestor_digest"),
         ancestor_blob_sha256=fields.sha256("ancestor_blob_sha256"),
-        ancestor_blob_size_bytes=fields.integer("ancestor_blob_size_bytes", minimum=1),
+        ancestor_blob_size_bytes=fields.integer("ancestor_blob_size_bytes", minimum=1, maximum=MAX_BLOB_BYTES),
         run_id=fields.text("run_id", minimum=1, maximum=256),
         rounds=fields.integer("rounds", minimum=1),
         contributors=fields.integer("contributors", minimum=1),

@@ -9,7 +9,7 @@ ancestor's weights are handed in, and are checked against the author-signed mani
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from holdfast.bundle.change import check_same_but_weights, check_weight_change
@@ -44,6 +44,9 @@ _REQUIRED = {MODEL_FILE, WEIGHTS_FILE, GOLDEN_FILE, PROFILE_FILE, CARD_FILE}
 _ANCESTRY = {ANCESTOR_MANIFEST_FILE, ANCESTOR_SIGNATURE_FILE}
 
 
+AncestorWeights = Callable[[Lineage], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
     """The keys a bundle may be trusted by."""
@@ -63,8 +66,6 @@ class UnverifiedBundle:
     blob_size_bytes: int
     signature: Envelope
     files: Mapping[str, bytes]
-    golden: GoldenSet
-    profile: Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +120,17 @@ def read_bundle(data: bytes) -> UnverifiedBundle:
         blob_size_bytes=len(data),
         signature=envelope,
         files=files,
-        golden=read_golden(files[GOLDEN_FILE]),
-        profile=decode_profile(files[PROFILE_FILE], manifest.profile),
     )
 
 
-def verify_bundle(bundle: UnverifiedBundle, trust: Trust, *, ancestor_weights: bytes | None = None) -> VerifiedBundle:
+def verify_bundle(
+    bundle: UnverifiedBundle, trust: Trust, *, ancestor_weights: AncestorWeights | None = None
+) -> VerifiedBundle:
     """Check whose bundle it is.
 
     Args:
-        ancestor_weights: `weights.bin` of the author-signed ancestor; needed for a candidate (one with lineage) only.
+        ancestor_weights: gives `weights.bin` of the author-signed ancestor. Called for a candidate (one with lineage)
+            only, and only when all signatures hold, so it may fetch.
     Raises:
         TrustError: no trusted key signed it, or a candidate goes beyond what its author allowed.
         FormatError: the ancestor's manifest inside a candidate is damaged.
@@ -141,9 +143,10 @@ def verify_bundle(bundle: UnverifiedBundle, trust: Trust, *, ancestor_weights: b
     check_same_but_weights(bundle.manifest, ancestor)
     if ancestor_weights is None:
         raise TrustError("a candidate cannot be checked without the weights of its author-signed ancestor; fetch it")
-    if hashlib.sha256(ancestor_weights).hexdigest() != ancestor.files[WEIGHTS_FILE].sha256:
+    weights = ancestor_weights(bundle.manifest.lineage)
+    if hashlib.sha256(weights).hexdigest() != ancestor.files[WEIGHTS_FILE].sha256:
         raise TrustError("the weights handed in are not those of the author-signed ancestor")
-    norm = check_weight_change(ancestor, ancestor_weights, bundle.files[WEIGHTS_FILE])
+    norm = check_weight_change(ancestor, weights, bundle.files[WEIGHTS_FILE])
     return _verified(bundle, RUN, by_author, norm)
 
 
@@ -170,8 +173,9 @@ def _verified(bundle: UnverifiedBundle, signed_by: str, by_author: Verified, cha
         blob_sha256=bundle.blob_sha256,
         blob_size_bytes=bundle.blob_size_bytes,
         files=bundle.files,
-        golden=bundle.golden,
-        profile=bundle.profile,
+        # parsed only now that they are known to be of somebody trusted
+        golden=read_golden(bundle.files[GOLDEN_FILE]),
+        profile=decode_profile(bundle.files[PROFILE_FILE], bundle.manifest.profile),
         signed_by=signed_by,
         author_key_ids=by_author.key_ids,
         change_norm=change_norm,

@@ -21,10 +21,11 @@ from holdfast.bundle.manifest import (
     encode_manifest,
 )
 from holdfast.errors import BundleError, HoldfastError
+from holdfast.update.layout import FlatLayout
 
 WHOLE: Manifest = dataclasses.replace(
     bundles.manifest_of(bundles.bundle_files()),
-    gradient_check=GradientCheck(1e-3, 50, 0.001, 0.01),
+    gradient_check=GradientCheck(1e-9, 1e-7, 2.5, 4, 1e-5, 0, 1e-4),
     lineage=Lineage("a" * 64, "b" * 64, "c" * 64, 1, "run-1", 3, 2, 100),
 )
 
@@ -35,6 +36,13 @@ def test_manifest_round_trip_gives_the_same_value_and_bytes() -> None:
     assert decode_manifest(data) == WHOLE
     assert encode_manifest(decode_manifest(data)) == data
     assert len(digest_of(data)) == 64
+
+
+def test_manifest_parameters_are_a_flat_layout() -> None:
+    layout = FlatLayout.from_fields(WHOLE.layout_fields())
+
+    assert layout.size_bytes == WHOLE.files["weights.bin"].size_bytes
+    assert [entry.name for entry in layout.trainable] == ["weight"]
 
 
 def test_manifest_takes_text_beyond_ascii() -> None:

@@ -25,6 +25,10 @@ BUNDLE = bundles.author_bundle(KEYS)
 WEIGHTS = bundles.WEIGHT.tobytes()
 
 
+def ancestor_weights(_: Lineage) -> bytes:
+    return WEIGHTS
+
+
 def rebuilt(data: bytes, change: Callable[[dict[str, bytes]], object]) -> bytes:
     """The same bundle with other files in it, in a container that is whole again."""
     files = read_container(data, names.KIND)
@@ -60,13 +64,13 @@ def test_bundle_signed_by_a_stolen_run_key_alone_is_refused() -> None:
     stolen = bundles.signed_bundle(bundles.manifest_of(files), files, KEYS.run)
 
     with pytest.raises(TrustError, match="signed by 0 of the 1 trusted keys"):
-        verify_bundle(read_bundle(stolen), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(stolen), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_within_the_envelope_is_verified() -> None:
     candidate = read_bundle(bundles.candidate_bundle(KEYS, BUNDLE, 0.5))
 
-    verified = verify_bundle(candidate, TRUST, ancestor_weights=WEIGHTS)
+    verified = verify_bundle(candidate, TRUST, ancestor_weights=ancestor_weights)
 
     assert verified.signed_by == "run"
     assert verified.change_norm == pytest.approx(1.0)
@@ -76,14 +80,14 @@ def test_candidate_within_the_envelope_is_verified() -> None:
 def test_candidate_exactly_at_the_envelope_is_verified() -> None:
     candidate = read_bundle(bundles.candidate_bundle(KEYS, BUNDLE, 1.0))
 
-    assert verify_bundle(candidate, TRUST, ancestor_weights=WEIGHTS).change_norm == bundles.MAX_UPDATE_NORM
+    assert verify_bundle(candidate, TRUST, ancestor_weights=ancestor_weights).change_norm == bundles.MAX_UPDATE_NORM
 
 
 def test_candidate_beyond_the_envelope_is_refused() -> None:
     candidate = read_bundle(bundles.candidate_bundle(KEYS, BUNDLE, 1.001))
 
     with pytest.raises(TrustError, match="at most 2 is allowed"):
-        verify_bundle(candidate, TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(candidate, TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_without_its_ancestors_weights_is_refused() -> None:
@@ -96,7 +100,7 @@ def test_candidate_measured_against_other_weights_is_refused() -> None:
     near = (bundles.WEIGHT + np.float32(5)).tobytes()
 
     with pytest.raises(TrustError, match="not those of the author-signed ancestor"):
-        verify_bundle(candidate, TRUST, ancestor_weights=near)
+        verify_bundle(candidate, TRUST, ancestor_weights=lambda _: near)
 
 
 def test_candidate_whose_ancestor_is_not_the_authors_is_refused() -> None:
@@ -104,14 +108,14 @@ def test_candidate_whose_ancestor_is_not_the_authors_is_refused() -> None:
     candidate = bundles.candidate_bundle(KEYS, bundles.author_bundle(stranger))
 
     with pytest.raises(TrustError, match="no author-signed ancestor"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_signed_by_a_stranger_is_refused() -> None:
     candidate = bundles.candidate_bundle(KEYS, BUNDLE, signer=bundles.make_keys().run)
 
     with pytest.raises(TrustError, match="0 of the 1 trusted keys"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_of_a_candidate_goes_back_to_the_author() -> None:
@@ -120,7 +124,7 @@ def test_candidate_of_a_candidate_goes_back_to_the_author() -> None:
 
     # the first candidate is signed by the run key, so as an "ancestor" it is nothing
     with pytest.raises(TrustError, match="no author-signed ancestor"):
-        verify_bundle(read_bundle(second), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(second), TRUST, ancestor_weights=ancestor_weights)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,7 @@ def test_candidate_that_changes_what_the_author_fixed_is_refused(changed: str, v
     candidate = bundles.candidate_bundle(KEYS, BUNDLE, replace_manifest={changed: value})
 
     with pytest.raises(TrustError, match=f"changed {changed}"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 @pytest.mark.parametrize("file", [names.MODEL_FILE, names.TRAIN_GRAPH, names.EVALUATE_GRAPH, names.LOSS_GRAPH])
@@ -147,7 +151,7 @@ def test_candidate_that_changes_a_graph_is_refused(file: str) -> None:
     candidate = bundles.candidate_bundle(KEYS, BUNDLE, replace_files={file: b"another graph"})
 
     with pytest.raises(TrustError, match=f"changed the file {file}"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_that_changes_a_frozen_parameter_is_refused() -> None:
@@ -157,14 +161,14 @@ def test_candidate_that_changes_a_frozen_parameter_is_refused() -> None:
     candidate = bundles.candidate_bundle(KEYS, ancestor, 1e-6, replace_manifest={"parameters": frozen.parameters})
 
     with pytest.raises(TrustError, match="frozen parameter 'weight'"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_with_nan_weights_is_refused() -> None:
     candidate = bundles.candidate_bundle(KEYS, BUNDLE, float("nan"))
 
     with pytest.raises(TrustError, match="NaN or infinity"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_that_names_another_ancestor_is_refused() -> None:
@@ -172,7 +176,7 @@ def test_candidate_that_names_another_ancestor_is_refused() -> None:
     candidate = bundles.candidate_bundle(KEYS, BUNDLE, replace_manifest={"lineage": lineage})
 
     with pytest.raises(TrustError, match="names another ancestor"):
-        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=WEIGHTS)
+        verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
 
 
 @pytest.mark.parametrize("file", sorted(bundles.bundle_files()))

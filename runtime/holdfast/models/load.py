@@ -1,0 +1,83 @@
+"""From a verified bundle to something that serves: its source, its golden request, its session once warm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+
+from holdfast.bundle.files import MODEL_FILE, WEIGHTS_FILE
+from holdfast.bundle.golden import GoldenSet
+from holdfast.bundle.manifest import Manifest, Runtime, Tensor
+from holdfast.bundle.verify import VerifiedBundle
+from holdfast.errors import ModelError
+from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
+from holdfast.inference.tensors import Array, TensorSpec, shape_text
+from holdfast.inference.trial import Golden
+
+WARM_RUNS = 2  # the first run of a session plans its memory; the second shows that it can run again
+
+
+def source_of(bundle: VerifiedBundle) -> ModelSource:
+    """The model of a bundle, its weights beside it as external data."""
+    external = {WEIGHTS_FILE: bundle.files[WEIGHTS_FILE]} if bundle.manifest.parameters else {}
+    return ModelSource(bundle.files[MODEL_FILE], external)
+
+
+def golden_of(golden: GoldenSet) -> Golden:
+    """Golden arrays as a trial takes them: strings as objects of bytes."""
+    return Golden(_for_serving(golden.inputs), _for_serving(golden.outputs), golden.rtol, golden.atol)
+
+
+def warm_session(bundle: VerifiedBundle, options: SessionOptions) -> ModelSession:
+    """Load a bundle that passed its trial and run it on its golden inputs.
+
+    Raises:
+        ModelError: it cannot be loaded here.
+        RequestError: it cannot be run.
+    """
+    check_runtime(bundle.manifest.runtime)
+    session = load_session(source_of(bundle), options)
+    check_signature(bundle.manifest, session.inputs, session.outputs)
+    inputs = golden_of(bundle.golden).inputs
+    for _ in range(WARM_RUNS):
+        session.run(inputs)
+    return session
+
+
+def check_runtime(runtime: Runtime, version: str = str(onnxruntime.__version__)) -> None:
+    """Raise ModelError unless ONNX Runtime `version` (default: the one here) lies in the manifest's bounds."""
+    have = _numbers(version)
+    if not _numbers(runtime.minimum) <= have < _numbers(runtime.below):
+        raise ModelError(f"the bundle needs onnxruntime >= {runtime.minimum}, < {runtime.below}; here is {version}")
+
+
+def check_signature(manifest: Manifest, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Raise ModelError unless the model declares exactly the inputs and outputs that the manifest promises."""
+    for what, promised, found in (("inputs", manifest.inputs, inputs), ("outputs", manifest.outputs, outputs)):
+        if _by_name(promised) != _by_name(found):
+            raise ModelError(f"the model's {what} are {_text(found)}, its manifest promises {_text(promised)}")
+
+
+def _by_name(specs: tuple[Tensor, ...] | tuple[TensorSpec, ...]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    return {spec.name: (spec.dtype, spec.shape) for spec in specs}
+
+
+def _text(specs: tuple[Tensor, ...] | tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype}{shape_text(spec.shape)}" for spec in specs)
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor, *_ = (*version.split("."), "0")
+    return int(major), int(minor)
+
+
+def _for_serving(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: _objects(array) if array.dtype.kind == "U" else array for name, array in arrays.items()}
+
+
+def _objects(texts: Array) -> Array:
+    array = np.empty(texts.size, dtype=np.object_)
+    array[:] = [str(text).encode() for text in texts.ravel().tolist()]
+    return array.reshape(texts.shape)
