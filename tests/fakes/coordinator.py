@@ -82,23 +82,20 @@ class FakeIngest:
 
     def _take(self, chain: FakeChain, report: Report, digest: bytes) -> str:
         tombstone = report.tombstone
-        known = chain.hashes.get(report.seq)
-        if known is not None and known != digest:
+        first_seq = report.seq if tombstone is None else tombstone.first_seq
+        if report.seq <= chain.head_seq:
+            if chain.hashes.get(report.seq) == digest:
+                return ""
             chain.forks.append(report)
             return "fork"
-        if report.seq == chain.head_seq + 1:
-            if report.prev_hash != chain.head_hash:
-                return "fork"
-            self._store(chain, report, digest)
-            chain.head_seq, chain.head_hash = report.seq, digest
-            return ""
-        if known is not None:
-            return ""
-        if tombstone is not None and tombstone.first_seq == chain.head_seq + 1 and tombstone.last_seq < report.seq:
-            self._store(chain, report, digest)
-            chain.head_seq, chain.head_hash = tombstone.last_seq, tombstone.last_hash
-            return ""
-        return "gap"
+        if first_seq > chain.head_seq + 1:
+            return "gap"
+        if first_seq != chain.head_seq + 1 or report.prev_hash != chain.head_hash:
+            chain.forks.append(report)
+            return "fork"
+        self._store(chain, report, digest)
+        chain.head_seq, chain.head_hash = report.seq, digest if tombstone is None else tombstone.last_hash
+        return ""
 
     def _store(self, chain: FakeChain, report: Report, digest: bytes) -> None:
         chain.hashes[report.seq] = digest

@@ -1,0 +1,1 @@
+"""What the device has said and nobody has acknowledged yet: a durable, hash-chained journal and its sender."""
