@@ -1,14 +1,15 @@
 """Steps over the devices: who was enrolled with which key, and that each one's chain of records is whole.
 
 A chain is whole when every record is signed by the key enrolled for its epoch, `seq` counts from 1, and `prev_hash` is
-the SHA-256 of the payload before. A tombstone stands for several dropped numbers up to its own, and names the hash
-that the next record follows. A fork that the coordinator recorded as such is evidence about the device, not a fault of
-the log: it is counted in the figures.
+the SHA-256 of the payload before. A tombstone stands for dropped numbers and names the hash that the next record
+follows; it bears the last of these numbers, or a later one of its own and then may come early. A fork that the
+coordinator recorded as such is evidence about the device, not a fault of the log: it is counted in the figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from holdfast.errors import FormatError, TrustError
 from holdfast.evidence.entries import ENROLMENT, FORK, REPORT, Entry
@@ -85,50 +86,95 @@ def _check_signature(entry: Entry, report: Report, keys: DeviceKeys) -> Iterator
         yield Finding("chains", str(error), place)
 
 
-def first_seq(report: Report) -> int:
-    """The first number that a record stands for; a tombstone stands for several."""
-    return report.seq if report.tombstone is None else report.tombstone.first_seq
-
-
 def link_after(entry: Entry, report: Report) -> bytes:
-    """What the next record names as its predecessor: the dropped record, where a tombstone stands in its place."""
-    return entry.payload_sha256 if report.tombstone is None else report.tombstone.last_hash
+    """What the next record names as its predecessor: the last dropped record, where a tombstone stands in its place."""
+    tombstone = report.tombstone
+    return entry.payload_sha256 if tombstone is None or tombstone.last_seq != report.seq else tombstone.last_hash
+
+
+@dataclass(slots=True)
+class _Chain:
+    """The end of one device's chain while the log is read, and the records by their number."""
+
+    head_seq: int = 0
+    link: bytes = NO_HASH
+    known: dict[int, Entry] = field(default_factory=dict)
+    ahead: dict[int, Entry] = field(default_factory=dict)  # tombstones that came before their own place
+
+    def take(self, entry: Entry, report: Report) -> tuple[str, str]:
+        """Add a record; (what is wrong with it, in which field), two empty texts if nothing is."""
+        other = self.known.get(report.seq)
+        if other is not None:
+            differs = other.payload_sha256 != entry.payload_sha256
+            what = "equivocation: the device signed two records" if differs else "the log holds the record twice"
+            return f"{what} with this number; the other is entry {other.index}", "seq"
+        fault = self._fault(report)
+        self.known[report.seq] = entry
+        tombstone = report.tombstone
+        if self._explains_ahead(report) and tombstone is not None:
+            self.ahead[report.seq] = entry
+            self.head_seq, self.link = tombstone.last_seq, tombstone.last_hash
+        elif report.seq > self.head_seq:
+            self.head_seq, self.link = report.seq, link_after(entry, report)
+        return fault if fault != ("", "") else self._catch_up()
+
+    def continues(self, report: Report) -> bool:
+        """Whether this record would be the next of the chain."""
+        return self._first(report) == self.head_seq + 1 and report.prev_hash == self.link
+
+    def _fault(self, report: Report) -> tuple[str, str]:
+        first, tombstone = self._first(report), report.tombstone
+        if tombstone is not None and not tombstone.first_seq <= tombstone.last_seq <= report.seq:
+            return "the tombstone does not stand for records up to its own number", "tombstone"
+        if self._explains_ahead(report):
+            return "", ""
+        if first <= self.head_seq:
+            return f"it stands after number {self.head_seq}: out of order", "seq"
+        if first > self.head_seq + 1:
+            return f"records {self.head_seq + 1} to {first - 1} are missing, and no tombstone stands for them", "seq"
+        if report.prev_hash != self.link:
+            return (
+                f"it follows {report.prev_hash.hex()[:16]}, the record before it is {self.link.hex()[:16]}",
+                "prev_hash",
+            )
+        return "", ""
+
+    def _catch_up(self) -> tuple[str, str]:
+        """Pass over tombstones that the log holds already, when the chain reaches their own place."""
+        while self.head_seq + 1 in self.ahead:
+            entry = self.ahead.pop(self.head_seq + 1)
+            if isinstance(entry.fact, Report) and entry.fact.prev_hash != self.link:
+                return f"the tombstone in entry {entry.index} does not follow this record", "prev_hash"
+            self.head_seq, self.link = self.head_seq + 1, entry.payload_sha256
+        return "", ""
+
+    def _explains_ahead(self, report: Report) -> bool:
+        """A tombstone with a later number of its own, sent early to explain the gap that comes next."""
+        tombstone = report.tombstone
+        if tombstone is None or tombstone.last_seq >= report.seq or report.seq == self.head_seq + 1:
+            return False
+        return tombstone.first_seq == self.head_seq + 1
+
+    @staticmethod
+    def _first(report: Report) -> int:
+        """The first number that a record stands for: several, where a tombstone bears the number of the last one."""
+        tombstone = report.tombstone
+        return report.seq if tombstone is None or tombstone.last_seq != report.seq else tombstone.first_seq
 
 
 def _check_chain(device_id: str, entries: Sequence[Entry]) -> Iterator[Finding]:
     """`entries`: the records and forks of one device in the order of the log, which is the order of its chain."""
-    head_seq, link = 0, NO_HASH
-    known: dict[int, Entry] = {}
+    chain = _Chain()
     for entry in entries:
         report = entry.fact
         if not isinstance(report, Report):
             continue
-        other = known.get(report.seq)
-        message, field = _fault(entry, report, (head_seq, link), other)
+        if entry.kind == FORK:
+            other = chain.known.get(report.seq)
+            same = other is not None and other.payload_sha256 == entry.payload_sha256
+            regular = same or (other is None and chain.continues(report))
+            message, where = ("recorded as a fork, but the chain goes on with it", "seq") if regular else ("", "")
+        else:
+            message, where = chain.take(entry, report)
         if message:
-            yield Finding("chains", message, Place(entry=entry.index, device_id=device_id, seq=report.seq, field=field))
-        if entry.kind == REPORT and report.seq > head_seq:
-            head_seq, link = report.seq, link_after(entry, report)
-            known[report.seq] = entry
-
-
-def _fault(entry: Entry, report: Report, head: tuple[int, bytes], other: Entry | None) -> tuple[str, str]:
-    """(what is wrong with this link, in which field); two empty texts if it holds."""
-    (head_seq, link), first = head, first_seq(report)
-    continues = first == head_seq + 1 and report.prev_hash == link
-    if entry.kind == FORK:
-        same = other is not None and other.payload_sha256 == entry.payload_sha256
-        return ("recorded as a fork, but the chain goes on with it", "seq") if continues or same else ("", "")
-    if other is not None:
-        differs = other.payload_sha256 != entry.payload_sha256
-        what = "equivocation: the device signed two records" if differs else "the log holds the record twice"
-        return f"{what} with this number; the other is entry {other.index}", "seq"
-    if report.tombstone is not None and not first <= report.tombstone.last_seq == report.seq:
-        return "the tombstone does not stand for the records up to its own number", "tombstone"
-    if report.seq <= head_seq or first <= head_seq:
-        return f"it stands after number {head_seq}: out of order", "seq"
-    if first > head_seq + 1:
-        return f"records {head_seq + 1} to {first - 1} are missing, and no tombstone stands for them", "seq"
-    if not continues:
-        return f"it follows {report.prev_hash.hex()[:16]}, the record before it is {link.hex()[:16]}", "prev_hash"
-    return "", ""
+            yield Finding("chains", message, Place(entry=entry.index, device_id=device_id, seq=report.seq, field=where))

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from holdfast.errors import FormatError
-from holdfast.evidence.entries import parse_entry
+from holdfast.evidence.entries import parse_entries, parse_entry
 from holdfast.evidence.findings import Place
-from holdfast.evidence.layout import CHECKPOINT, ENTRIES, KIND, LIMITS, PROOFS, read_frames
+from holdfast.evidence.layout import CHECKPOINT, ENTRIES, FIGURES, KIND, LIMITS, MAX_ENTRIES, PROOFS, read_frames
+from holdfast.evidence.tally import compute_figures
 from holdfast.trust.merkle import HASH_BYTES, MerkleTree, leaf_hash
 from holdfast.wire.container import FileSpan, read_spans
 from holdfast.wire.messages import Report
@@ -88,10 +89,25 @@ def _locate_in_file(span: FileSpan, contents: Mapping[str, bytes]) -> tuple[Plac
         return _locate_in_entries(span, contents)
     if span.name == PROOFS:
         return _locate_in_proofs(span, contents)
+    if span.name == FIGURES:
+        return _locate_in_figures(span, contents)
     found = find_changed_byte(content, lambda digest: digest == span.digest)
     if found is None:
-        return None
+        return Place(span.name), "more than one byte was changed, or the file is too large to say which"
     return _byte(Place(span.name, span.offset + found[0]), content[found[0]], found[1])
+
+
+def _locate_in_figures(span: FileSpan, contents: Mapping[str, bytes]) -> tuple[Place, str] | None:
+    """The figures follow from the entries too."""
+    try:
+        entries = tuple(parse_entries(read_frames(contents.get(ENTRIES, b""), ENTRIES, max_count=MAX_ENTRIES)))
+        right = compute_figures(entries).to_json()
+    except FormatError:
+        return None
+    for at, (is_, was) in enumerate(zip(contents[FIGURES], right, strict=False)):
+        if is_ != was:
+            return _byte(Place(FIGURES, span.offset + at), is_, was)
+    return None
 
 
 def _locate_in_proofs(span: FileSpan, contents: Mapping[str, bytes]) -> tuple[Place, str] | None:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import FormatError
 from holdfast.evidence import formula as arithmetic
-from holdfast.evidence.figures import Figures, Measured
+from holdfast.evidence.figures import Figures, Measured, rounded
 from holdfast.evidence.layout import canonical_json
 
 API_VERSION, KIND = "holdfast/v1", "Scorecard"
@@ -160,7 +160,8 @@ def evaluate(definition: Definition, figures: Figures) -> Scorecard:
     value = arithmetic.compute(definition.formula, {name: point for name, (_, point, _) in ranges.items()})
     low, high = _value_range(definition.formula, ranges)
     worth_it = _worth_it(definition, answers, value, low)
-    return Scorecard(definition.name, answers, value, low, high, worth_it, figures_sha256)
+    bounds = tuple(None if bound is None else rounded(bound) for bound in (low, high))
+    return Scorecard(definition.name, answers, rounded(value), bounds[0], bounds[1], worth_it, figures_sha256)
 
 
 def _answer(kpi: Kpi, figures: Figures, figures_sha256: str) -> KpiValue:

@@ -1,0 +1,1 @@
+"""Governance: what the recorded facts say about purpose, worth and duty."""
