@@ -113,6 +113,8 @@ class ModelSession:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._input_of = {spec.name: spec for spec in self.inputs}
+        # numpy spells a dtype's name anew each time: comparing dtypes keeps 2 us out of every request
+        self._dtype_of = {spec.name: np.dtype(object if spec.dtype == STRING else spec.dtype) for spec in self.inputs}
         self._output_of = {spec.name: spec for spec in self.outputs}
 
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
@@ -141,14 +143,12 @@ class ModelSession:
         Raises:
             InvalidTensorError: naming the tensor, what was expected and what came.
         """
-        unknown = [name for name in inputs if name not in self._input_of]
-        missing = [name for name in self._input_of if name not in inputs]
-        if unknown or missing:
+        if inputs.keys() != self._input_of.keys():
             expected, got = ", ".join(self._input_of), ", ".join(inputs) or "none"
             raise InvalidTensorError(f"wrong inputs: expected {expected}; got {got}")
         for name, array in inputs.items():
             spec = self._input_of[name]
-            if dtype_name(array) != spec.dtype:
+            if array.dtype != self._dtype_of[name]:
                 raise InvalidTensorError(f"input '{name}': expected {spec.dtype}, got {dtype_name(array)}")
             if not spec.accepts_shape(array.shape):
                 expected, got = shape_text(spec.shape), shape_text(array.shape)
@@ -203,7 +203,8 @@ def _spec(node: onnxruntime.NodeArg) -> TensorSpec:
 def _to_runtime(name: str, array: Array) -> Array:
     """The array as ONNX Runtime wants it: aligned and contiguous; strings as `str`."""
     if array.dtype != np.object_:
-        return np.require(array, requirements=["C", "A"])
+        fits = array.flags.c_contiguous and array.flags.aligned
+        return array if fits else np.require(array, requirements=["C", "A"])
     try:
         texts = [bytes(item).decode("utf-8") for item in array.ravel().tolist()]
     except UnicodeDecodeError as error:
@@ -213,7 +214,7 @@ def _to_runtime(name: str, array: Array) -> Array:
 
 def _from_runtime(value: Array) -> Array:
     if value.dtype != np.object_:
-        return np.ascontiguousarray(value).reshape(value.shape)
+        return value
     return _object_array([str(item).encode("utf-8") for item in value.ravel().tolist()], value.shape)
 
 

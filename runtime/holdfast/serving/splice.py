@@ -50,8 +50,8 @@ class Splice:
         self._limits = limits
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="splice", daemon=True)
-        self._accepting: asyncio.Task[None] | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._is_open = True
+        self._connections: dict[asyncio.Task[bool], socket.socket] = {}
         self._ended = asyncio.Event()
 
     def start(self) -> None:
@@ -73,7 +73,7 @@ class Splice:
             self._loop.run_until_complete(self._main())
 
     async def _main(self) -> None:
-        self._accepting = asyncio.create_task(self._accept())
+        self._resume_accepting()
         await self._ended.wait()
         await self._close_listener()
         tasks = list(self._connections)
@@ -82,29 +82,41 @@ class Splice:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _close_listener(self) -> None:
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-        self._listener.close()
+        if self._is_open:
+            self._is_open = False
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(self._listener)
-            except OSError as error:
-                logger.warning("connection not accepted", extra={"reason": error.strerror})
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            if len(self._connections) + self._count_http() >= self._limits.max_connections:
-                connection.close()
-                logger.warning("connection refused", extra={"reason": "too many connections"})
-                continue
-            task = asyncio.create_task(self._connection(connection))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+    def _resume_accepting(self) -> None:
+        if self._is_open:
+            self._loop.add_reader(self._listener, self._accept)
 
-    async def _connection(self, client: socket.socket) -> None:
-        handed_over = False
+    def _accept(self) -> None:
+        # in a callback, not in a coroutine: one that is cancelled may lose a connection it has accepted
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # the peer left before we looked
+        except OSError as error:
+            logger.warning("connection not accepted", extra={"reason": error.strerror})
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
+            return
+        if len(self._connections) + self._count_http() >= self._limits.max_connections:
+            connection.close()
+            logger.warning("connection refused", extra={"reason": "too many connections"})
+            return
+        task = asyncio.create_task(self._connection(connection))
+        self._connections[task] = connection
+        task.add_done_callback(self._connection_ended)
+
+    def _connection_ended(self, task: asyncio.Task[bool]) -> None:
+        connection = self._connections.pop(task)
+        if task.cancelled() or not task.result():
+            connection.close()
+
+    async def _connection(self, client: socket.socket) -> bool:
+        """Serve one connection. Returns whether somebody else owns the socket now; else it is closed afterwards."""
         try:
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -114,12 +126,10 @@ class Splice:
             elif first:
                 client.setblocking(True)
                 self._serve_http(client, first)
-                handed_over = True
+                return True
         except (OSError, TimeoutError):
             pass  # the peer left or was too slow: nobody is there to be told
-        finally:
-            if not handed_over:
-                client.close()
+        return False
 
     async def _first_bytes(self, client: socket.socket) -> bytes:
         """Enough bytes to tell the protocols apart; fewer if the peer stopped sending."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -12,10 +15,10 @@ import pytest
 from tests.fakes import served_models as models
 from tests.fakes.serving import TIMEOUT_S, call, exchange, http_infer, pool_of, serving, status_of
 
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSource, load_session
-from holdfast.inference.tensors import TensorRequest
+from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving import oip
 from holdfast.serving.protocols import OK, TapEvent
 from holdfast.serving.server import Address, Server, ServerOptions
@@ -167,3 +170,71 @@ def test_swap_under_load_fails_no_request() -> None:
 
     assert wrong == []
     assert min(answers.values()) >= 100
+
+
+def test_stop_lets_running_requests_end_and_says_not_ready() -> None:
+    pool = pool_of({"m": models.scale(2.0)})
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+    predict = pool.predict_batch
+
+    def slow(requests: Sequence[TensorRequest]) -> list[TensorResponse | HoldfastError]:
+        arrived.release()
+        assert go_on.wait(TIMEOUT_S)
+        return predict(requests)
+
+    pool.predict_batch = slow  # type: ignore[method-assign]  # a model that takes as long as the test wants
+    server = Server(pool, options=ServerOptions(Address("127.0.0.1", 0)))
+    address = server.start()
+    grpc_request = oip.encode_request(TensorRequest("m", "", "", {"x": ONE}))
+
+    with ThreadPoolExecutor() as threads:
+        by_http = threads.submit(exchange, address, http_infer("m", JSON_ONE))
+        by_grpc = threads.submit(call, address, grpc_request)
+        for _ in range(2):
+            assert arrived.acquire(timeout=TIMEOUT_S)
+        stopping = threads.submit(server.stop, TIMEOUT_S)
+        while _accepts(address):
+            pass
+        assert not stopping.done()
+        go_on.set()
+
+        assert status_of(by_http.result()) == 200
+        assert oip.decode_response(by_grpc.result()).outputs["y"].tolist() == [[2, 2, 2, 2]]
+        stopping.result()
+    server.stop()  # a second time does nothing
+
+
+def test_requests_beyond_the_bound_are_refused_at_the_door() -> None:
+    pool = pool_of({"m": models.scale(2.0)})
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+    predict = pool.predict_batch
+
+    def slow(requests: Sequence[TensorRequest]) -> list[TensorResponse | HoldfastError]:
+        arrived.release()
+        assert go_on.wait(TIMEOUT_S)
+        return predict(requests)
+
+    pool.predict_batch = slow  # type: ignore[method-assign]  # a model that takes as long as the test wants
+    server = Server(pool, options=ServerOptions(Address("127.0.0.1", 0), max_in_flight=1))
+    address = server.start()
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(exchange, address, http_infer("m", JSON_ONE))
+        assert arrived.acquire(timeout=TIMEOUT_S)
+        second = exchange(address, http_infer("m", JSON_ONE))
+        with pytest.raises(grpc.RpcError) as refused:
+            call(address, oip.encode_request(TensorRequest("m", "", "", {"x": ONE})))
+        go_on.set()
+
+        assert status_of(second) == 429
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert status_of(first.result()) == 200
+    server.stop()
+
+
+def _accepts(address: Address) -> bool:
+    try:
+        socket.create_connection((address.host, address.port), timeout=TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
