@@ -84,8 +84,6 @@ class HttpReader:
         self._wait(self._limits.head_timeout_s)
         method, path, version, headers = self._head()
         self._wait(self._limits.body_timeout_s)
-        if headers.get("expect", "").lower() == "100-continue":
-            self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self._decoded(self._body(headers), headers)
         connection = headers.get("connection", "").lower()
         keep_alive = connection != "close" if version == "HTTP/1.1" else connection == "keep-alive"
@@ -163,12 +161,20 @@ class HttpReader:
                 raise HttpError(400, "Content-Length beside Transfer-Encoding")
             if coding.lower() != "chunked":
                 raise HttpError(501, f"transfer coding {coding[:40]!r} is not offered; use chunked")
+            self._say_continue(headers)
             return self._chunks()
         if length is None:
             return b""
         if not (length.isascii() and length.isdigit() and len(length) < 19):
             raise HttpError(400, f"malformed Content-Length {length[:40]!r}")
-        return self._exactly(self._bounded(int(length)))
+        size = self._bounded(int(length))
+        self._say_continue(headers)
+        return self._exactly(size)
+
+    def _say_continue(self, headers: Mapping[str, str]) -> None:
+        """Only once the bounds are kept: a peer that waits for this word should not send what is refused anyway."""
+        if headers.get("expect", "").lower() == "100-continue":
+            self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _chunks(self) -> bytes:
         body = bytearray()

@@ -1,0 +1,142 @@
+"""HTTP/1.1 framing: a request is the same however its bytes are cut, and slow or hostile peers meet a bound."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.fakes.clock import FakeClock
+
+from holdfast.clock import SystemClock
+from holdfast.serving.http_wire import ConnectionClosed, HttpError, HttpLimits, HttpReader, HttpRequest
+
+POST = (
+    b"POST /v2/models/m/infer?x=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nX-Note:  a b \r\n\r\nhello"
+    b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;note=1\r\ndefg\r\n0\r\nTrailer: 1\r\n\r\n"
+    b"GET /b HTTP/1.0\r\n\r\n"
+)
+
+
+class Pieces:
+    """A connection that delivers these pieces, one at a time, and then its end."""
+
+    def __init__(self, pieces: list[bytes], clock: FakeClock | None = None, seconds_each: float = 0.0) -> None:
+        self._pieces = list(pieces)
+        self._clock = clock
+        self._seconds_each = seconds_each
+        self.sent = b""
+
+    def settimeout(self, seconds: float) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        if self._clock is not None:
+            self._clock.advance(self._seconds_each)
+        return self._pieces.pop(0) if self._pieces else b""
+
+    def sendall(self, data: bytes) -> None:
+        self.sent += data
+
+
+def read_all(pieces: list[bytes]) -> list[HttpRequest]:
+    reader = HttpReader(Pieces(pieces), b"", FakeClock(), HttpLimits())  # type: ignore[arg-type]  # a fake socket
+    found = []
+    while True:
+        try:
+            found.append(reader.next_request())
+        except ConnectionClosed:
+            return found
+
+
+@given(st.sets(st.integers(1, len(POST) - 1)))
+def test_requests_are_the_same_however_they_are_cut(cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), len(POST)]
+
+    first, second, third = read_all([POST[a:b] for a, b in itertools.pairwise(edges)])
+
+    assert (first.method, first.path, first.body, first.keep_alive) == ("POST", "/v2/models/m/infer", b"hello", True)
+    assert first.headers["x-note"] == "a b"
+    assert (second.path, second.body) == ("/a", b"abcdefg")
+    assert (third.path, third.body, third.keep_alive) == ("/b", b"", False)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=50))
+def test_any_bytes_end_in_requests_or_an_error(start: bytes, end: bytes) -> None:
+    for data in (
+        start,
+        b"GET / HTTP/1.1\r\n" + start,
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + start,
+    ):
+        try:
+            read_all([data, end])
+        except HttpError as error:
+            assert 400 <= error.status < 600
+
+
+@pytest.mark.parametrize("pieces", [[b"G"] * 40, [b"POST / HTTP/1.1\r\nContent-Length: 99\r\n\r\n"] + [b"x"] * 98])
+def test_peer_that_drips_bytes_meets_a_deadline(pieces: list[bytes]) -> None:
+    clock = FakeClock()
+    reader = HttpReader(Pieces(pieces, clock, 2.0), b"", clock, HttpLimits())  # type: ignore[arg-type]  # a fake socket
+
+    with pytest.raises(HttpError, match="too slowly") as refused:
+        reader.next_request()
+
+    assert refused.value.status == 408
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_idle_connection_is_closed_without_an_answer(pair: tuple[socket.socket, socket.socket]) -> None:
+    reader = HttpReader(pair[0], b"", SystemClock(), HttpLimits(idle_timeout_s=0.01))
+
+    with pytest.raises(ConnectionClosed):
+        reader.next_request()
+
+
+def test_half_a_request_is_refused_after_a_time(pair: tuple[socket.socket, socket.socket]) -> None:
+    reader = HttpReader(pair[0], b"GET / HT", SystemClock(), HttpLimits(head_timeout_s=0.01))
+
+    with pytest.raises(HttpError, match="too slowly"):
+        reader.next_request()
+
+
+def test_continue_is_said_before_the_body_is_read() -> None:
+    connection = Pieces([b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n", b"ab"])
+
+    request = HttpReader(connection, b"", FakeClock(), HttpLimits()).next_request()  # type: ignore[arg-type]  # a fake
+
+    assert request.body == b"ab"
+    assert connection.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_continue_is_not_said_to_a_body_that_is_too_large() -> None:
+    connection = Pieces([b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 200\r\n\r\n"])
+    reader = HttpReader(connection, b"", FakeClock(), HttpLimits(max_body_bytes=100))  # type: ignore[arg-type]  # a fake
+
+    with pytest.raises(HttpError, match="at most 100"):
+        reader.next_request()
+
+    assert connection.sent == b""
+
+
+@pytest.mark.parametrize("extra", [b"", b"x"])
+def test_gzip_must_be_whole_and_alone(extra: bytes) -> None:
+    packed = gzip.compress(b"hello" * 10)
+    for data, good in ((packed + extra, not extra), (packed[:-4], False)):
+        head = b"POST / HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(data)
+        if good:
+            assert read_all([head + data])[0].body == b"hello" * 10
+        else:
+            with pytest.raises(HttpError, match="not whole gzip"):
+                read_all([head + data])
