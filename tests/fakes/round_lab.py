@@ -48,8 +48,9 @@ from holdfast_federation.events import schema as events_schema
 from holdfast_federation.ledger import schema as ledger_schema
 from holdfast_federation.ledger.log import Ledger
 from holdfast_federation.rounds import schema as rounds_schema
-from holdfast_federation.rounds.flower_grid import node_key_pem, register_node
+from holdfast_federation.rounds.flower_grid import register_node
 from holdfast_federation.rounds.gate import Gate
+from holdfast_federation.rounds.node_keys import node_key_pem
 from holdfast_federation.rounds.store import RunStore
 from holdfast_federation.rounds.superlink import SuperLink, SuperLinkAddress
 

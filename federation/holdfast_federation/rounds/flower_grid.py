@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import httpx
 import numpy as np
-from cryptography.hazmat.primitives import serialization
 from flwr.app.message import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto import control_pb2, fab_pb2, runtime_pb2
 from flwr.supercore.control import ControlHttpClient
@@ -33,6 +32,7 @@ from flwr.superlink.grid import HttpGrid
 from holdfast.clock import Clock
 from holdfast.errors import RoundError
 from holdfast_federation.rounds.grid import Order, Reply, Ticket
+from holdfast_federation.rounds.node_keys import node_key_pem
 from holdfast_federation.rounds.superlink import SuperLinkAddress
 
 logger = logging.getLogger(__name__)
@@ -90,15 +90,6 @@ def unregister_node(address: SuperLinkAddress, node_id: int) -> None:
         raise RoundError(f"the SuperLink did not unregister node {node_id}: {type(error).__name__}") from error
     finally:
         client.close()
-
-
-def node_key_pem(public_key_openssh: str) -> str:
-    """A node's public key as the SuperLink names it. Raises: RoundError: not an OpenSSH public key."""
-    try:
-        key = serialization.load_ssh_public_key(public_key_openssh.encode("ascii"))
-    except (ValueError, UnicodeEncodeError) as error:
-        raise RoundError("not an OpenSSH public key; a Flower node key is ecdsa-sha2-nistp384") from error
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
 class FlowerGrid:

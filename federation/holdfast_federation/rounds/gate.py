@@ -43,17 +43,17 @@ class Gate:
         self._node_key = node_key
         self._superlinks = superlinks
 
-    def forward(self, device_id: str, call: FleetCallRequest) -> FleetCallResponse:
+    def forward(self, device_id: str, request: FleetCallRequest) -> FleetCallResponse:
         """Carry one call of `device_id`. A SuperLink that is down answers 503: try later.
 
         Raises: RoundError: another path or SuperLink, a body too large, or another node's key.
         """
-        self._check(device_id, call)
-        headers = {name: call.headers[name] for name in REQUEST_HEADERS if name in call.headers}
+        self._check(device_id, request)
+        headers = {name: request.headers[name] for name in REQUEST_HEADERS if name in request.headers}
         try:
-            return _post(self._superlinks[call.superlink](), call.path, headers, call.body)
+            return _post(self._superlinks[request.superlink](), request.path, headers, request.body)
         except (OSError, http.client.HTTPException, RoundError) as error:
-            logger.warning("the SuperLink did not answer", extra={"error": type(error).__name__, "call": call.path})
+            logger.warning("the SuperLink did not answer", extra={"error": type(error).__name__, "call": request.path})
             return FleetCallResponse(503, {}, b"")
 
     def _check(self, device_id: str, call: FleetCallRequest) -> None:

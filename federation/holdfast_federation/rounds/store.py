@@ -248,6 +248,27 @@ class RunStore:
                 (device_id, public_key, str(node_id)),
             )
 
+    def offered_bases(self, device_id: str) -> frozenset[str]:
+        """Digests of the bundles that open offers to a device start from: it may fetch these."""
+        with self._database.read() as cx:
+            rows = cx.execute(
+                "SELECT r.spec FROM rounds_runs r JOIN rounds_members m ON m.run_id = r.run_id"
+                " WHERE m.device_id = ? AND r.state NOT IN ('done', 'failed')",
+                (device_id,),
+            ).fetchall()
+        return frozenset(RunSpec.from_json(row["spec"]).base_digest for row in rows)
+
+    def last_started(self, name: str) -> int | None:
+        """When a scheduled run was started last."""
+        with self._database.read() as cx:
+            row = cx.execute("SELECT last_started_utc_ns FROM rounds_schedule WHERE name = ?", (name,)).fetchone()
+        return None if row is None else int(row["last_started_utc_ns"])
+
+    def enter_start(self, name: str, utc_ns: int) -> None:
+        """Remember that a scheduled run was started."""
+        with self._database.write() as cx:
+            cx.execute("INSERT OR REPLACE INTO rounds_schedule VALUES (?, ?)", (name, utc_ns))
+
     def _enter_answer(self, cx: sqlite3.Connection, run_id: str, body: bytes, utc_ns: int) -> None:
         try:
             report = from_bytes(Report, from_bytes(Envelope, body).payload)
