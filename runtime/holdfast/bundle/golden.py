@@ -1,7 +1,8 @@
 """`golden.npz`: inputs with the outputs the author got for them, and how far another machine may be off.
 
 An npz of plain arrays (never pickled): `in/<input>`, `out/<output>`, and `tolerance` = float64[rtol, atol]. A device
-compares |got - expected| <= atol + rtol * |expected|. Strings are numpy text. The same arrays give the same bytes.
+compares |got - expected| <= atol + rtol * |expected|. Strings lie in the file as numpy text and are handed out as the
+runtime takes them, as objects of bytes. The same arrays give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class GoldenSet:
-    """Golden inputs and outputs by tensor name. Strings are numpy text (`str_`), not objects."""
+    """Golden inputs and outputs by tensor name, batch axis first. Strings are object arrays of bytes."""
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
@@ -35,8 +36,8 @@ class GoldenSet:
 
 def write_golden(golden: GoldenSet) -> bytes:
     """The bytes of `golden.npz`."""
-    arrays: dict[str, Array] = {f"in/{name}": golden.inputs[name] for name in sorted(golden.inputs)}
-    arrays |= {f"out/{name}": golden.outputs[name] for name in sorted(golden.outputs)}
+    arrays: dict[str, Array] = {f"in/{name}": _to_file(golden.inputs[name]) for name in sorted(golden.inputs)}
+    arrays |= {f"out/{name}": _to_file(golden.outputs[name]) for name in sorted(golden.outputs)}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays, tolerance=np.array([golden.rtol, golden.atol], dtype=np.float64))
     return buffer.getvalue()
@@ -73,6 +74,21 @@ def _arrays(data: bytes) -> dict[str, Array]:
         if unpacked > MAX_GOLDEN_BYTES:
             raise BundleError(f"golden.npz unpacks to {unpacked} bytes, at most {MAX_GOLDEN_BYTES} are read")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive_of_arrays:
-            return {name: np.asarray(archive_of_arrays[name]) for name in archive_of_arrays.files}
+            return {name: _from_file(np.asarray(archive_of_arrays[name])) for name in archive_of_arrays.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"golden.npz is not an npz of plain arrays: {str(error)[:100]}") from error
+
+
+def _to_file(array: Array) -> Array:
+    if array.dtype != np.object_:
+        return array
+    texts: Array = np.array([bytes(item).decode("utf-8") for item in array.ravel().tolist()], dtype=np.str_)
+    return texts.reshape(array.shape)
+
+
+def _from_file(array: Array) -> Array:
+    if array.dtype.kind != "U":
+        return array
+    items = np.empty(array.size, dtype=np.object_)
+    items[:] = [str(text).encode() for text in array.ravel().tolist()]
+    return items.reshape(array.shape)

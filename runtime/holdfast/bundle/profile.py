@@ -1,8 +1,7 @@
 """`profile.json`: how the author's reference data fell into the bins of the manifest, and the baseline figures.
 
-Rules: counts go with the edges in the manifest (n edges, n + 1 bins; a value equal to an edge belongs to the bin above
-it); no row, minimum or maximum of the data is in it. `feature_columns` says what a feature is, for the author and for
-every device alike.
+Rules: counts go with the edges in the manifest, as `holdfast.sketch.bins.BinCounts` counts; no row, minimum or maximum
+of the data is in it. `feature_columns` says what a feature is, for the author and for every device alike.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ MAX_PROFILE_BYTES = 4_194_304  # 4 MiB: 1,024 features of 65 bins with 12 digits
 MAX_COLUMNS = 256  # per input; a wider one (an image) is watched by the mean and spread of its rows
 
 Array = npt.NDArray[np.generic]
-Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +93,6 @@ def feature_columns(inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.flo
         else:
             columns |= {f"{name}[{index}]": rows[:, index] for index in range(rows.shape[1])}
     return columns
-
-
-def count_bins(values: npt.NDArray[np.float64], edges: tuple[float, ...]) -> Counts:
-    """int64[len(edges) + 1]: how many `values` lie in each bin; an edge counts to the bin above, NaN not at all."""
-    places = np.searchsorted(np.asarray(edges, dtype=np.float64), values[~np.isnan(values)], side="right")
-    return np.bincount(places, minlength=len(edges) + 1).astype(np.int64)
 
 
 def _counts(value: object, where: str) -> tuple[int, ...]:

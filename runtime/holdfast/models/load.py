@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
 import onnxruntime
 
 from holdfast.bundle.files import MODEL_FILE, WEIGHTS_FILE
@@ -13,7 +10,7 @@ from holdfast.bundle.manifest import Manifest, Runtime, Tensor
 from holdfast.bundle.verify import VerifiedBundle
 from holdfast.errors import ModelError
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
-from holdfast.inference.tensors import Array, TensorSpec, shape_text
+from holdfast.inference.tensors import TensorSpec, shape_text
 from holdfast.inference.trial import Golden
 
 WARM_RUNS = 2  # the first run of a session plans its memory; the second shows that it can run again
@@ -26,8 +23,8 @@ def source_of(bundle: VerifiedBundle) -> ModelSource:
 
 
 def golden_of(golden: GoldenSet) -> Golden:
-    """Golden arrays as a trial takes them: strings as objects of bytes."""
-    return Golden(_for_serving(golden.inputs), _for_serving(golden.outputs), golden.rtol, golden.atol)
+    """Golden arrays as a trial takes them."""
+    return Golden(golden.inputs, golden.outputs, golden.rtol, golden.atol)
 
 
 def warm_session(bundle: VerifiedBundle, options: SessionOptions) -> ModelSession:
@@ -40,9 +37,8 @@ def warm_session(bundle: VerifiedBundle, options: SessionOptions) -> ModelSessio
     check_runtime(bundle.manifest.runtime)
     session = load_session(source_of(bundle), options)
     check_signature(bundle.manifest, session.inputs, session.outputs)
-    inputs = golden_of(bundle.golden).inputs
     for _ in range(WARM_RUNS):
-        session.run(inputs)
+        session.run(bundle.golden.inputs)
     return session
 
 
@@ -71,13 +67,3 @@ def _text(specs: tuple[Tensor, ...] | tuple[TensorSpec, ...]) -> str:
 def _numbers(version: str) -> tuple[int, int]:
     major, minor, *_ = (*version.split("."), "0")
     return int(major), int(minor)
-
-
-def _for_serving(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: _objects(array) if array.dtype.kind == "U" else array for name, array in arrays.items()}
-
-
-def _objects(texts: Array) -> Array:
-    array = np.empty(texts.size, dtype=np.object_)
-    array[:] = [str(text).encode() for text in texts.ravel().tolist()]
-    return array.reshape(texts.shape)

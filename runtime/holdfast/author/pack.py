@@ -1,0 +1,203 @@
+"""Packs a trained ONNX model into a signed bundle: split the weights off, build the training graphs, measure, check.
+
+Rules: what is signed was checked as a device will check it: the gradients against differences, the bundle's form, and
+the model itself in a trial with its golden outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from holdfast.author.reference import Samples, batch_mixing, find_scores, golden_rows, measure_profile, run_rows
+from holdfast.autodiff.build import TrainingGraphs, build_graphs
+from holdfast.autodiff.externalise import SplitModel, split_weights
+from holdfast.autodiff.parameters import layout_of
+from holdfast.autodiff.reading import parse_model
+from holdfast.autodiff.selfcheck import check_gradients
+from holdfast.bundle.files import (
+    CARD_FILE,
+    EVALUATE_GRAPH,
+    GOLDEN_FILE,
+    INPUT_GRADIENT_GRAPH,
+    LOSS_GRAPH,
+    MODEL_FILE,
+    PROFILE_FILE,
+    TRAIN_GRAPH,
+    WEIGHTS_FILE,
+)
+from holdfast.bundle.golden import GoldenSet, write_golden
+from holdfast.bundle.manifest import (
+    ChangeEnvelope,
+    FileEntry,
+    GradientCheck,
+    Manifest,
+    Parameter,
+    Runtime,
+    Tensor,
+    Training,
+    encode_manifest,
+)
+from holdfast.bundle.profile import Profile, encode_profile
+from holdfast.bundle.verify import write_bundle
+from holdfast.inference.session import ModelSource, load_session
+from holdfast.inference.tensors import TensorSpec
+from holdfast.inference.trial import Golden, run_trial
+from holdfast.trust.envelope import sign_envelope
+from holdfast.trust.keys import Signer
+from holdfast.update.layout import FlatLayout
+from holdfast.wire.messages import MANIFEST_TYPE
+
+# the versions of ONNX Runtime that this release of Holdfast is installed with
+RUNTIME_MINIMUM, RUNTIME_BELOW = "1.31", "1.34"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What an author says of a model. `max_update_norm`: how far federated rounds may move the weights; 0 = not."""
+
+    name: str
+    version: str
+    owner: str
+    purpose: str
+    labels: tuple[str, ...] = ()
+    max_update_norm: float = 0.0
+    card: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """How devices may train it: samples per step, which parameters ("all" or shell patterns), loss and optimizer."""
+
+    batch: int = 10
+    trainable: str | tuple[str, ...] = "all"
+    loss: str = "softmax_cross_entropy"
+    optimizer: str = "sgd"
+    tied: tuple[str, ...] = ()
+
+
+def pack(
+    model_bytes: bytes, facts: ModelFacts, samples: Samples, signer: Signer, *, training: TrainingPlan | None
+) -> bytes:
+    """Make a signed bundle.
+
+    Args:
+        model_bytes: a self-contained ONNX model, as trained.
+        samples: reference data for golden outputs, bins and baseline; none of its rows but the golden ones get in.
+        signer: the author's key.
+        training: None for a model that is only served.
+    Returns: the bytes of the bundle.
+    Raises:
+        AutodiffError: no training graphs can be built, or their gradients are wrong.
+        BundleError: a fact or the samples are out of bounds.
+        ModelError, InvalidTensorError: the model does not run on the samples as it will be served.
+    """
+    graphs = None if training is None else _graphs(model_bytes, training)
+    split = split_weights(model_bytes, layout=graphs.layout if graphs else _frozen_layout(model_bytes))
+    source = ModelSource(split.skeleton, {WEIGHTS_FILE: split.weights} if split.weights else {})
+    session = load_session(source)
+    outputs = run_rows(session, samples)
+    scores = find_scores(outputs, facts.labels)
+    edges, profile = measure_profile(samples, outputs, scores, facts.labels)
+    inputs = golden_rows(session, samples)
+    golden = GoldenSet(inputs, session.run(inputs))
+    run_trial(source, Golden(golden.inputs, golden.outputs, golden.rtol, golden.atol))
+    files = {
+        MODEL_FILE: split.skeleton,
+        WEIGHTS_FILE: split.weights,
+        GOLDEN_FILE: write_golden(golden),
+        PROFILE_FILE: encode_profile(profile),
+        CARD_FILE: (facts.card or _card(facts, profile)).encode(),
+        **(_graph_files(graphs) if graphs else {}),
+    }
+    manifest = Manifest(
+        name=facts.name,
+        version=facts.version,
+        files=file_entries(files),
+        inputs=tuple(_tensor(spec) for spec in session.inputs),
+        outputs=tuple(_tensor(spec) for spec in session.outputs),
+        labels=facts.labels,
+        scores=scores,
+        runtime=_runtime(model_bytes),
+        batch_mixing=batch_mixing(session, samples),
+        parameters=_parameters(split.layout),
+        training=None if training is None else Training(training.loss, training.optimizer, training.batch),
+        gradient_check=None if graphs is None else _gradient_check(graphs, split, samples),
+        lineage=None,
+        change_envelope=ChangeEnvelope(float(facts.max_update_norm)),
+        owner=facts.owner,
+        purpose=facts.purpose,
+        profile=edges,
+    )
+    manifest_bytes = encode_manifest(manifest)
+    return write_bundle(manifest_bytes, sign_envelope(MANIFEST_TYPE, manifest_bytes, signer), files)
+
+
+def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    """The manifest's table of these files."""
+    return {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()}
+
+
+def _graphs(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
+    return build_graphs(
+        model_bytes,
+        batch=training.batch,
+        trainable=training.trainable,
+        loss=training.loss,
+        optimizer=training.optimizer,
+        tied=training.tied,
+    )
+
+
+def _graph_files(graphs: TrainingGraphs) -> dict[str, bytes]:
+    files = {TRAIN_GRAPH: graphs.train, EVALUATE_GRAPH: graphs.evaluate, LOSS_GRAPH: graphs.loss}
+    if graphs.input_gradient is not None:
+        files[INPUT_GRADIENT_GRAPH] = graphs.input_gradient
+    return files
+
+
+def _gradient_check(graphs: TrainingGraphs, split: SplitModel, samples: Samples) -> GradientCheck:
+    """The self-check of autodiff, on the first batch of the samples (repeated if there are fewer rows)."""
+    rows = np.arange(graphs.batch) % samples.rows
+    examples = {data.name: samples.inputs[data.name][rows] for data in graphs.data_inputs}
+    check = check_gradients(graphs, split.weights, examples=examples)
+    return GradientCheck(
+        directional_error=check.directional_error,
+        reference_error=check.reference_error,
+        gradient_norm=check.gradient_norm,
+        directions=check.directions,
+        step=check.step,
+        seed=check.seed,
+        tolerance=check.tolerance,
+    )
+
+
+def _frozen_layout(model_bytes: bytes) -> FlatLayout:
+    """The layout of a model that is only served: nothing in it may learn."""
+    return layout_of(parse_model(model_bytes), ())
+
+
+def _parameters(layout: FlatLayout) -> tuple[Parameter, ...]:
+    return tuple(Parameter(each.name, each.shape, each.offset_bytes, each.trainable) for each in layout.entries)
+
+
+def _tensor(spec: TensorSpec) -> Tensor:
+    return Tensor(spec.name, spec.dtype, spec.shape)
+
+
+def _runtime(model_bytes: bytes) -> Runtime:
+    model = parse_model(model_bytes)
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 1)
+    return Runtime(RUNTIME_MINIMUM, RUNTIME_BELOW, opset, model.ir_version)
+
+
+def _card(facts: ModelFacts, profile: Profile) -> str:
+    figures = "".join(f"- {name} on the reference data: {value:.4g}\n" for name, value in profile.baseline.items())
+    return (
+        f"# {facts.name} {facts.version}\n\n{facts.purpose}\n\n"
+        f"- owner: {facts.owner}\n- labels: {', '.join(facts.labels) or 'none'}\n"
+        f"- reference rows: {profile.rows}\n{figures}"
+    )
