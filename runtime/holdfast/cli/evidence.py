@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _roots(spoken: str) -> Iterator[Root]:
     from holdfast.evidence.layout import ROLES
-    from holdfast.evidence.roots import root_of
+    from holdfast.evidence.roots import Root, role_of
     from holdfast.trust.keys import MAX_KEY_BYTES, PublicKey
 
     role, _, path_text = spoken.rpartition("=")
@@ -64,13 +64,14 @@ def _roots(spoken: str) -> Iterator[Root]:
             raise UsageError(f"folder {path} has no <role>.pub; roles are {', '.join(ROLES)}")
     else:
         named = [(role or path.stem, path)]
-    for name, file in named:
+    for spoken_role, file in named:
+        root_role, name = role_of(spoken_role)
         try:
             with file.open("rb") as opened:
                 text = opened.read(MAX_KEY_BYTES + 1).decode("utf-8", errors="replace")
         except OSError as error:
             raise UsageError(f"cannot read the root key {file}: {error.strerror or error}") from error
-        yield root_of(name, PublicKey.from_pem(text))
+        yield Root(root_role, PublicKey.from_pem(text), name)
 
 
 def _read(path: Path) -> bytes:

@@ -28,18 +28,16 @@ class Root:
     name: str = ""
 
 
-def root_of(spoken: str, key: PublicKey) -> Root:
-    """The root for a role as people write it: `ledger`, `site`, `site-north`.
+def role_of(spoken: str) -> tuple[str, str]:
+    """(role, name) of what people write: `ledger`, `site`, `site-north`.
 
     Raises:
         UsageError: there is no such role.
     """
     found = _SPOKEN.fullmatch(spoken)
     if found is None or found[1] not in ROLES:
-        raise UsageError(
-            f"{spoken[:100]!r} is no role of a root key; expected one of {', '.join(ROLES)}, or site-<name>"
-        )
-    return Root(found[1], key, found[2] or "")
+        raise UsageError(f"{spoken[:99]!r} is no role of a root key; use one of {', '.join(ROLES)}, or site-<name>")
+    return found[1], found[2] or ""
 
 
 def not_vouched(claimed: Iterable[ClaimedKey], roots: Sequence[Root]) -> tuple[ClaimedKey, ...]:
