@@ -65,14 +65,19 @@ def gather() -> bytes:
 
 def hangs_at_first_run() -> bytes:
     """A loop of 2^62 steps over its input: loads at once, never answers."""
-    return _single([_endless_loop("x", "y")], TensorProto.FLOAT, TensorProto.FLOAT, (1,), (1,), _loop_bounds())
+    return _single([_endless_loop()], TensorProto.FLOAT, TensorProto.FLOAT, (1,), (1,), _loop_bounds())
 
 
 def hangs_while_loading() -> bytes:
-    """The same loop over a constant, which ONNX Runtime folds while it loads the model."""
-    start = helper.make_tensor("start", TensorProto.FLOAT, [1], [1.0])
-    nodes = [_endless_loop("start", "folded"), helper.make_node("Add", ["x", "folded"], ["y"])]
-    return _single(nodes, TensorProto.FLOAT, TensorProto.FLOAT, (1,), (1,), [*_loop_bounds(), start])
+    """A hundred products of 4096 x 4096 constants, which ONNX Runtime computes while it loads the model."""
+    size = helper.make_tensor("size", TensorProto.INT64, [2], [4096, 4096])
+    nodes = [helper.make_node("ConstantOfShape", ["size"], ["c0"])]
+    nodes += [helper.make_node("MatMul", [f"c{step}", f"c{step}"], [f"c{step + 1}"]) for step in range(100)]
+    nodes += [
+        helper.make_node("ReduceSum", ["c100"], ["folded"], keepdims=0),
+        helper.make_node("Add", ["x", "folded"], ["y"]),
+    ]
+    return _single(nodes, TensorProto.FLOAT, TensorProto.FLOAT, (1,), (1,), [size])
 
 
 def eats_memory() -> bytes:
@@ -118,7 +123,7 @@ def _loop_bounds() -> list[onnx.TensorProto]:
     ]
 
 
-def _endless_loop(start: str, result: str) -> onnx.NodeProto:
+def _endless_loop() -> onnx.NodeProto:
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["still_going"]),
@@ -135,4 +140,4 @@ def _endless_loop(start: str, result: str) -> onnx.NodeProto:
             helper.make_tensor_value_info("next", TensorProto.FLOAT, [1]),
         ],
     )
-    return helper.make_node("Loop", ["trips", "go", start], [result], body=body)
+    return helper.make_node("Loop", ["trips", "go", "x"], ["y"], body=body)

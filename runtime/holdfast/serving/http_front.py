@@ -54,6 +54,7 @@ class HttpFront:
 
     def serve(self, connection: socket.socket, first: bytes) -> None:
         """Answer requests on a blocking socket, in a thread of its own, until it ends. `first` was read already."""
+        connection.setblocking(True)
         thread = threading.Thread(target=self._run, args=(connection, first), name="http", daemon=True)
         with self._lock:
             self._threads.add(thread)

@@ -13,7 +13,9 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from holdfast.serving.pipe import PipeLimits, pipe
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,7 @@ class SpliceLimits:
 
     max_connections: int = 512
     first_bytes_timeout_s: float = 10.0
-    idle_timeout_s: float = 600.0
-    send_timeout_s: float = 60.0
+    pipe: PipeLimits = field(default_factory=PipeLimits)
 
 
 class Splice:
@@ -51,7 +52,7 @@ class Splice:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="splice", daemon=True)
         self._is_open = True
-        self._connections: dict[asyncio.Task[bool], socket.socket] = {}
+        self._connections: dict[asyncio.Task[None], socket.socket] = {}
         self._ended = asyncio.Event()
 
     def start(self) -> None:
@@ -110,26 +111,22 @@ class Splice:
         self._connections[task] = connection
         task.add_done_callback(self._connection_ended)
 
-    def _connection_ended(self, task: asyncio.Task[bool]) -> None:
-        connection = self._connections.pop(task)
-        if task.cancelled() or not task.result():
-            connection.close()
+    def _connection_ended(self, task: asyncio.Task[None]) -> None:
+        self._connections.pop(task).close()  # does nothing if the pipe closed it, or another owner detached it
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("connection failed", exc_info=task.exception())
 
-    async def _connection(self, client: socket.socket) -> bool:
-        """Serve one connection. Returns whether somebody else owns the socket now; else it is closed afterwards."""
+    async def _connection(self, client: socket.socket) -> None:
         try:
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             first = await asyncio.wait_for(self._first_bytes(client), self._limits.first_bytes_timeout_s)
             if first.startswith(HTTP2_PREFACE):
-                await self._pipe_to_grpc(client, first)
+                await self._pipe_to_grpc(_taken_over(client), first)
             elif first:
-                client.setblocking(True)
-                self._serve_http(client, first)
-                return True
+                self._serve_http(_taken_over(client), first)
         except (OSError, TimeoutError):
             pass  # the peer left or was too slow: nobody is there to be told
-        return False
 
     async def _first_bytes(self, client: socket.socket) -> bytes:
         """Enough bytes to tell the protocols apart; fewer if the peer stopped sending."""
@@ -142,29 +139,16 @@ class Splice:
         return first
 
     async def _pipe_to_grpc(self, client: socket.socket, first: bytes) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as backend:
+        backend = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
             backend.setblocking(False)
             await self._loop.sock_connect(backend, self._grpc_socket)
-            await self._send(backend, first)
-            ways = [
-                asyncio.create_task(self._pump(client, backend)),
-                asyncio.create_task(self._pump(backend, client)),
-            ]
-            try:
-                await asyncio.gather(*ways)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)  # before the sockets close under them
+        except BaseException:
+            backend.close()
+            raise
+        await pipe(client, backend, first, self._limits.pipe)
 
-    async def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        """Pass bytes on until the source ends. What the sink doesn't take, the source has to wait with."""
-        while True:
-            data = await asyncio.wait_for(self._loop.sock_recv(source, CHUNK_BYTES), self._limits.idle_timeout_s)
-            if not data:
-                sink.shutdown(socket.SHUT_WR)
-                return
-            await self._send(sink, data)
 
-    async def _send(self, sink: socket.socket, data: bytes) -> None:
-        await asyncio.wait_for(self._loop.sock_sendall(sink, data), self._limits.send_timeout_s)
+def _taken_over(client: socket.socket) -> socket.socket:
+    """The same connection as a new object, so that closing the old one does nothing."""
+    return socket.socket(fileno=client.detach())

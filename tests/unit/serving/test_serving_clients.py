@@ -27,6 +27,7 @@ CASES: dict[str, tuple[bytes, str, np.ndarray]] = {
     "uint64": (models.identity(TensorProto.UINT64), "UINT64", RNG.integers(0, 2**63, (3, 4)).astype(np.uint64)),
     "bool": (models.identity(TensorProto.BOOL), "BOOL", RNG.integers(0, 2, (3, 4)).astype(bool)),
     "bytes": (models.identity(TensorProto.STRING, ("n", 3)), "BYTES", WORDS),
+    "large": (models.identity(), "FP32", RNG.standard_normal((200_000, 4)).astype(np.float32)),
     "empty": (models.identity(), "FP32", np.empty((0, 4), dtype=np.float32)),
 }
 CLIENTS = {"grpc": tritonclient.grpc, "http": tritonclient.http}

@@ -1,0 +1,108 @@
+"""Bytes passed both ways between two connections of one event loop, with back-pressure and time limits.
+
+Rules: what one side cannot take, the other has to wait with; a half-closed side stays half closed; silence on both
+sides, or a side that takes nothing, ends the pipe. Why protocols and not coroutines: two coroutines with a timeout
+around each step added 240 us to a gRPC call of 530 us on 2 cores, this adds 50 to 170.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+BUFFER_BYTES = 262_144  # per direction, beyond the kernel's own buffers
+
+
+@dataclass(frozen=True, slots=True)
+class PipeLimits:
+    """Bounds of one pipe."""
+
+    idle_timeout_s: float = 600.0
+    stalled_timeout_s: float = 60.0
+
+
+async def pipe(client: socket.socket, backend: socket.socket, first: bytes, limits: PipeLimits) -> None:
+    """Pass bytes until both sides have ended. Owns and closes both sockets. `first` goes to the backend before all."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = _Side(loop, limits), _Side(loop, limits)
+    ours.peer, theirs.peer = theirs, ours
+    await loop.connect_accepted_socket(lambda: theirs, backend)
+    theirs.transport.write(first)
+    await loop.connect_accepted_socket(lambda: ours, client)
+    try:
+        for side in (theirs, ours):
+            side.resume()
+        await asyncio.wait((ours.lost, theirs.lost), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for side in (ours, theirs):
+            side.end()
+        await asyncio.wait((ours.lost, theirs.lost))  # before the loop may close under them
+
+
+class _Side(asyncio.Protocol):
+    """One end: what it receives, its peer sends."""
+
+    transport: asyncio.Transport
+    peer: _Side
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: PipeLimits) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._stalled: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._last_s = loop.time()
+        self._ended = False
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.pause_reading()  # until the peer is there to write to
+        transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        self._idle = self._loop.call_later(self._limits.idle_timeout_s, self._check_idle)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_s = self._loop.time()
+        self.peer.transport.write(data)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        if self.peer._ended:
+            return False  # both have said all: our transport closes, then `pipe` ends
+        self.peer.transport.write_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        self.peer.transport.pause_reading()
+        self._stalled = self._loop.call_later(self._limits.stalled_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        self.peer.resume()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for timer in (self._stalled, self._idle):
+            if timer is not None:
+                timer.cancel()
+        self.lost.set_result(None)
+
+    def resume(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def end(self) -> None:
+        """Close; what is still to be sent gets the stalled timeout."""
+        if not self.lost.done():
+            self.transport.close()
+            self._stalled = self._loop.call_later(self._limits.stalled_timeout_s, self.transport.abort)
+
+    def _check_idle(self) -> None:
+        quiet_s = self._loop.time() - max(self._last_s, self.peer._last_s)
+        left_s = self._limits.idle_timeout_s - quiet_s
+        if left_s <= 0:
+            self.transport.abort()
+        else:
+            self._idle = self._loop.call_later(left_s, self._check_idle)
