@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
-from cryptography.hazmat.primitives import serialization
 
 from holdfast.clock import Clock
 from holdfast.errors import SettingsError
@@ -43,6 +42,7 @@ class ServerCertificate:
 
     def __init__(self, authority: CertificateAuthority, hosts: tuple[str, ...], clock: Clock) -> None:
         self._authority = authority
+        self._key = authority.key("server")
         self._hosts = hosts
         self._clock = clock
         self._lock = threading.Lock()
@@ -51,19 +51,15 @@ class ServerCertificate:
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """What gRPC needs at a new connection: our key and certificate, and the authority of the devices."""
-        key = self._authority.key("server")
-        pem = self._current()
-        private = key.object.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         return grpc.ssl_server_certificate_configuration(
-            [(private, pem)], root_certificates=self._authority.certificate_pem.encode()
+            [(self._key.to_pem(), self.current())], root_certificates=self._authority.certificate_pem.encode()
         )
 
-    def _current(self) -> bytes:
+    def current(self) -> bytes:
+        """The certificate to show now (PEM)."""
         with self._lock:
             if self._clock.utc_ns() >= self._renew_at_utc_ns:
-                self._pem = self._authority.issue_server(self._authority.key("server").public_key, self._hosts)
+                self._pem = self._authority.issue_server(self._key.public_key, self._hosts)
                 start_ns, end_ns = certificates.validity_of(self._pem)
                 self._renew_at_utc_ns = (start_ns + end_ns) // 2
             return self._pem
