@@ -133,9 +133,9 @@ class World:
         self.window("n1", {"ok": 40, "HF-REQUEST-003": 2}, [0.010, 0.012, 0.020])
         self.window("s1", {"ok": 60}, [0.030, 0.040])
         self.train()
+        self.judge(_weights(0), {"n1": 70, "s1": 60})
+        self.judge(_weights(2), {"n1": 95, "s1": 90})
         self.version_2 = self.bundle("2", _weights(2), "run", run_id=RUN_ID, parent=self.version_1)
-        self.judge("evaluate-1", self.version_1, _weights(0), {"n1": 70, "s1": 60})
-        self.judge("evaluate-2", self.version_2, _weights(2), {"n1": 95, "s1": 90})
         self.approve(self.version_2)
         self.assign("n1", self.version_2, 2)
         self.window("n1", {"ok": 10}, [0.011])
@@ -233,12 +233,12 @@ class World:
         one = ("n1",)
         self.add("round", RUN_ID, to_bytes(RoundRecord(RUN_ID, 2, "aggregated", "", both, one, one, _weights(2), 100)))
 
-    def judge(self, run_id: str, digest: str, weights: bytes, correct: Mapping[str, int]) -> None:
-        """One evaluation of a model, of 100 samples on each device."""
-        offer = self.offer(run_id, 1, "evaluate", digest, weights)
+    def judge(self, weights: bytes, correct: Mapping[str, int]) -> None:
+        """The run's evaluation of some weights, on 100 samples of each device, under the number of its last round."""
+        offer = self.offer(RUN_ID, 2, "evaluate", self.version_1, weights)
         for device_id, hits in correct.items():
-            self.answer(device_id, offer, run_id, 1)
-            self.update(device_id, offer, run_id, 1, 100, {"correct": float(hits), "count": 100.0, "loss": 0.5})
+            self.answer(device_id, offer, RUN_ID, 2)
+            self.update(device_id, offer, RUN_ID, 2, 100, {"correct": float(hits), "count": 100.0, "loss": 0.5})
 
     def promise(self, device_id: str) -> None:
         head_seq, head_hash = self.heads[device_id]

@@ -1,9 +1,9 @@
 """Steps over the devices: who was enrolled with which key, and that each one's chain of records is whole.
 
 A chain is whole when every record is signed by the key enrolled for its epoch, `seq` counts from 1, and `prev_hash` is
-the SHA-256 of the payload before. A tombstone stands for dropped numbers and names the hash that the next record
-follows; it bears the last of these numbers, or a later one of its own and then may come early. A fork that the
-coordinator recorded as such is evidence about the device, not a fault of the log: it is counted in the figures.
+the SHA-256 of the payload before. A tombstone stands in the place of dropped records, bears the number of the last one
+and names the hash that the next record follows. A fork that the coordinator recorded as such is evidence about the
+device, not a fault of the log: it is counted in the figures.
 """
 
 from __future__ import annotations
@@ -86,10 +86,14 @@ def _check_signature(entry: Entry, report: Report, keys: DeviceKeys) -> Iterator
         yield Finding("chains", str(error), place)
 
 
+def first_seq(report: Report) -> int:
+    """The first number that a record stands for: several, where it is a tombstone."""
+    return report.seq if report.tombstone is None else report.tombstone.first_seq
+
+
 def link_after(entry: Entry, report: Report) -> bytes:
     """What the next record names as its predecessor: the last dropped record, where a tombstone stands in its place."""
-    tombstone = report.tombstone
-    return entry.payload_sha256 if tombstone is None or tombstone.last_seq != report.seq else tombstone.last_hash
+    return entry.payload_sha256 if report.tombstone is None else report.tombstone.last_hash
 
 
 @dataclass(slots=True)
@@ -99,7 +103,6 @@ class _Chain:
     head_seq: int = 0
     link: bytes = NO_HASH
     known: dict[int, Entry] = field(default_factory=dict)
-    ahead: dict[int, Entry] = field(default_factory=dict)  # tombstones that came before their own place
 
     def take(self, entry: Entry, report: Report) -> tuple[str, str]:
         """Add a record; (what is wrong with it, in which field), two empty texts if nothing is."""
@@ -110,24 +113,18 @@ class _Chain:
             return f"{what} with this number; the other is entry {other.index}", "seq"
         fault = self._fault(report)
         self.known[report.seq] = entry
-        tombstone = report.tombstone
-        if self._explains_ahead(report) and tombstone is not None:
-            self.ahead[report.seq] = entry
-            self.head_seq, self.link = tombstone.last_seq, tombstone.last_hash
-        elif report.seq > self.head_seq:
+        if report.seq > self.head_seq:
             self.head_seq, self.link = report.seq, link_after(entry, report)
-        return fault if fault != ("", "") else self._catch_up()
+        return fault
 
     def continues(self, report: Report) -> bool:
         """Whether this record would be the next of the chain."""
-        return self._first(report) == self.head_seq + 1 and report.prev_hash == self.link
+        return first_seq(report) == self.head_seq + 1 and report.prev_hash == self.link
 
     def _fault(self, report: Report) -> tuple[str, str]:
-        first, tombstone = self._first(report), report.tombstone
-        if tombstone is not None and not tombstone.first_seq <= tombstone.last_seq <= report.seq:
+        first, tombstone = first_seq(report), report.tombstone
+        if tombstone is not None and not tombstone.first_seq <= tombstone.last_seq == report.seq:
             return "the tombstone does not stand for records up to its own number", "tombstone"
-        if self._explains_ahead(report):
-            return "", ""
         if first <= self.head_seq:
             return f"it stands after number {self.head_seq}: out of order", "seq"
         if first > self.head_seq + 1:
@@ -138,28 +135,6 @@ class _Chain:
                 "prev_hash",
             )
         return "", ""
-
-    def _catch_up(self) -> tuple[str, str]:
-        """Pass over tombstones that the log holds already, when the chain reaches their own place."""
-        while self.head_seq + 1 in self.ahead:
-            entry = self.ahead.pop(self.head_seq + 1)
-            if isinstance(entry.fact, Report) and entry.fact.prev_hash != self.link:
-                return f"the tombstone in entry {entry.index} does not follow this record", "prev_hash"
-            self.head_seq, self.link = self.head_seq + 1, entry.payload_sha256
-        return "", ""
-
-    def _explains_ahead(self, report: Report) -> bool:
-        """A tombstone with a later number of its own, sent early to explain the gap that comes next."""
-        tombstone = report.tombstone
-        if tombstone is None or tombstone.last_seq >= report.seq or report.seq == self.head_seq + 1:
-            return False
-        return tombstone.first_seq == self.head_seq + 1
-
-    @staticmethod
-    def _first(report: Report) -> int:
-        """The first number that a record stands for: several, where a tombstone bears the number of the last one."""
-        tombstone = report.tombstone
-        return report.seq if tombstone is None or tombstone.last_seq != report.seq else tombstone.first_seq
 
 
 def _check_chain(device_id: str, entries: Sequence[Entry]) -> Iterator[Finding]:

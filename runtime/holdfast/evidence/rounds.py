@@ -25,20 +25,27 @@ class RunFacts:
 
     offers: list[tuple[int, RoundOffer]] = field(default_factory=list)
     rounds: list[tuple[int, RoundRecord]] = field(default_factory=list)
-    statements: list[UpdateStatement] = field(default_factory=list)  # the accepted ones
+    updates: list[UpdateStatement] = field(default_factory=list)  # the accepted ones that answer a training offer
 
 
 def collect_runs(entries: Sequence[Entry]) -> dict[str, RunFacts]:
     """The runs by their id, in the order of the log."""
     runs: dict[str, RunFacts] = {}
+    training: set[bytes] = set()  # offers by their hash; a run also evaluates, under the number of its last round
     for entry in entries:
         fact = entry.fact
         if isinstance(fact, RoundOffer):
+            training |= {entry.payload_sha256} if fact.handler == TRAIN else set()
             runs.setdefault(fact.run_id, RunFacts()).offers.append((entry.index, fact))
         elif isinstance(fact, RoundRecord):
             runs.setdefault(fact.run_id, RunFacts()).rounds.append((entry.index, fact))
-        elif isinstance(fact, UpdateStatement) and entry.update is not None and entry.update.accepted:
-            runs.setdefault(fact.run_id, RunFacts()).statements.append(fact)
+        elif (
+            isinstance(fact, UpdateStatement)
+            and entry.update is not None
+            and entry.update.accepted
+            and fact.offer_sha256 in training
+        ):
+            runs.setdefault(fact.run_id, RunFacts()).updates.append(fact)
     return runs
 
 
@@ -80,10 +87,10 @@ def _check_weights(run: RunFacts, base_weights: dict[str, bytes]) -> Iterator[Fi
 
 def _check_participants(index: int, record: RoundRecord, run: RunFacts) -> Iterator[Finding]:
     where = f"round {record.round} of {record.run_id!r}"
-    handlers = {offer.handler for _, offer in run.offers if offer.round == record.round}
-    said = {s.device_id: s.sample_count for s in run.statements if s.round == record.round}
+    offered = any(offer.handler == TRAIN for _, offer in run.offers)
+    said = {update.device_id: update.sample_count for update in run.updates if update.round == record.round}
     strangers = sorted(set(record.contributed) - said.keys())
-    if strangers and handlers:  # a run without offers is a stock Flower app: it leaves no statements
+    if strangers and offered:  # a run without offers is a stock Flower app: it leaves no statements
         message = f"{where} counts {strangers[0]}, which has no accepted statement in it"
         yield Finding("rounds", message, Place(entry=index, device_id=strangers[0], field="contributed"))
     uninvited = sorted(set(record.contributed) - set(record.invited))
@@ -91,6 +98,6 @@ def _check_participants(index: int, record: RoundRecord, run: RunFacts) -> Itera
         message = f"{where} counts {uninvited[0]}, which was not invited"
         yield Finding("rounds", message, Place(entry=index, device_id=uninvited[0], field="invited"))
     total = sum(said.get(device_id, 0) for device_id in record.contributed)
-    if handlers == {TRAIN} and record.outcome == AGGREGATED and record.sample_count != total:
+    if offered and record.outcome == AGGREGATED and record.sample_count != total:
         message = f"{where} says {record.sample_count} samples, its statements say {total}"
         yield Finding("rounds", message, Place(entry=index, field="sample_count"))

@@ -147,14 +147,14 @@ def _runs(entries: Sequence[Entry]) -> dict[str, RunFigures]:
     figures = {}
     for run_id in sorted(runs.keys() | refusals.keys()):
         run = runs.get(run_id)
-        rounds = [] if run is None else [_round(record, run.statements) for _, record in run.rounds]
+        rounds = [] if run is None else [_round(record, run.updates) for _, record in run.rounds]
         purpose = run.offers[0][1].purpose if run is not None and run.offers else ""
         figures[run_id] = RunFigures(purpose, tuple(rounds), _sorted(refusals.get(run_id, {})))
     return figures
 
 
-def _round(record: RoundRecord, statements: Sequence[UpdateStatement]) -> RoundFigures:
-    samples = {s.device_id: s.sample_count for s in statements if s.round == record.round}
+def _round(record: RoundRecord, updates: Sequence[UpdateStatement]) -> RoundFigures:
+    samples = {update.device_id: update.sample_count for update in updates if update.round == record.round}
     participants = {device_id: samples.get(device_id, 0) for device_id in sorted(record.contributed)}
     weights = record.weights_sha256.hex()
     return RoundFigures(record.round, record.outcome, participants, record.sample_count, weights)

@@ -285,19 +285,6 @@ def test_verify_accepts_a_tombstone_in_the_place_of_dropped_records() -> None:
     assert verdict.figures.devices["s1"].activity.latency.count == 2 + 7 + 1
 
 
-def test_verify_accepts_a_tombstone_that_came_before_its_own_number() -> None:
-    bounded = world()
-    head_seq, _ = bounded.heads["s1"]
-    bounded.heads["s1"] = (head_seq + 3, HASH)  # three records were dropped before they were sent
-    kept = bounded.record("s1", operational_window({"ok": 1}, [0.05]))
-    grave = bounded.record("s1", tombstone(head_seq + 1, head_seq + 3))
-    bounded.add("report", "s1", to_bytes(grave))
-    bounded.add("report", "s1", to_bytes(kept))
-    bounded.window("s1", {"ok": 1}, [0.05])
-
-    assert verify(bounded).authenticated
-
-
 @pytest.mark.parametrize(("low", "high"), [(1, 2), (0, 1)], ids=["starts_late", "covers_logged_records"])
 def test_verify_finds_a_tombstone_that_does_not_fit_its_gap(low: int, high: int) -> None:
     wrong = world()
