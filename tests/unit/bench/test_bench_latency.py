@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.clock import FakeClock
 
@@ -37,6 +37,7 @@ def test_percentile_that_the_calls_cannot_support_is_null(calls: int, missing: s
     assert {name for name, value in got.items() if value is None} == missing
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 10**12), min_size=500, max_size=700))
 def test_percentiles_are_calls_that_happened_and_ordered(values: list[int]) -> None:
     got = summary(values)

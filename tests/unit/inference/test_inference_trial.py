@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.fakes import served_models as models
 from holdfast.errors import ModelError, TrialError
 from holdfast.inference.session import ModelSource
 from holdfast.inference.tensors import TensorSpec
-from holdfast.inference.trial import MEMORY, NOT_A_MODEL, TIMEOUT, WRONG_OUTPUTS, Golden, run_trial
+from holdfast.inference.trial import CRASH, MEMORY, NOT_A_MODEL, TIMEOUT, WRONG_OUTPUTS, Golden, run_trial
 
 ONE = np.ones((1, 4), dtype=np.float32)
 
@@ -115,3 +116,30 @@ def test_source_refuses_external_data_outside_the_models_folder(tmp_path: Path, 
 def test_source_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"absent\.onnx cannot be read"):
         ModelSource.from_file(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize(
+    ("script", "text"),
+    [
+        ("kill -SEGV $$", r"crashed while it was tried \(SIGSEGV\)"),
+        ("exit 3", r"crashed while it was tried \(exit code 3\)"),
+        ("exit 0", "no readable answer"),
+        ("echo not json", "no readable answer"),
+        ("head -c 9000000 /dev/zero", "no readable answer"),
+        ("echo '[]'", "no readable answer"),
+        ('echo \'{"ok": true, "inputs": 5}\'', "no readable answer"),
+    ],
+    ids=["segfault", "exit_3", "says_nothing", "not_json", "says_too_much", "a_list", "wrong_fields"],
+)
+def test_whatever_the_child_does_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, text: str
+) -> None:
+    child = tmp_path / "child"
+    child.write_text(f"#!/bin/sh\n{script}\n")
+    child.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(child))
+
+    with pytest.raises(TrialError, match=text) as refused:
+        run_trial(ModelSource(models.identity()))
+
+    assert refused.value.reason == CRASH
