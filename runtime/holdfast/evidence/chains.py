@@ -23,7 +23,7 @@ DeviceKeys = Mapping[tuple[str, int], tuple[int, PublicKey]]  # (device, key epo
 
 def check_enrolments(entries: Sequence[Entry]) -> Iterator[Finding]:
     """Every enrolment names a readable key, and no device got two keys for one epoch or changed its site."""
-    seen: set[tuple[str, int]] = set()
+    seen: dict[tuple[str, int], bytes] = {}
     sites: dict[str, str] = {}
     for entry in entries:
         if not isinstance(entry.fact, EnrolmentRecord):
@@ -34,12 +34,11 @@ def check_enrolments(entries: Sequence[Entry]) -> Iterator[Finding]:
             PublicKey.from_spki_der(record.report_key_spki)
         except (FormatError, TrustError) as error:
             yield Finding("enrolments", str(error), place)
-        if (record.device_id, record.key_epoch) in seen:
+        if seen.setdefault((record.device_id, record.key_epoch), record.report_key_spki) != record.report_key_spki:
             yield Finding("enrolments", f"a second key for key epoch {record.key_epoch}", place)
         if sites.setdefault(record.device_id, record.site) != record.site:
             message = f"device moved from site {sites[record.device_id]!r} to {record.site!r}"
             yield Finding("enrolments", message, Place(entry=entry.index, device_id=record.device_id, field="site"))
-        seen.add((record.device_id, record.key_epoch))
 
 
 def device_keys(entries: Sequence[Entry]) -> DeviceKeys:

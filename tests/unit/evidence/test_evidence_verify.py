@@ -302,9 +302,17 @@ def test_verify_finds_a_tombstone_that_does_not_fit_its_gap(low: int, high: int)
 
 def test_verify_finds_a_second_key_for_one_device() -> None:
     doubled = world()
+    doubled.keys["device-n1"] = PrivateKey.generate("ed25519")
     doubled.enrol("n1", "north")
 
     assert "a second key" in first(verify(doubled), "enrolments")
+
+
+def test_verify_accepts_a_device_that_enrolled_again_with_its_key() -> None:
+    again = world()
+    again.enrol("n1", "north")
+
+    assert verify(again).authenticated
 
 
 def test_verify_finds_an_enrolment_that_moves_a_device_to_another_site() -> None:
