@@ -16,6 +16,7 @@ from holdfast.trust.envelope import Envelope, sign_envelope
 from holdfast.trust.keys import ECDSA_P256, ED25519, PrivateKey
 from holdfast.wire.convert import from_bytes, to_bytes
 from holdfast.wire.enrolment import JoinToken, enrolment_proof_message, renewal_proof_message
+from holdfast.wire.histograms import to_message
 from holdfast.wire.messages import (
     NO_HASH,
     REPORT_TYPE,
@@ -25,7 +26,6 @@ from holdfast.wire.messages import (
     ClockReading,
     EnrolRequest,
     EnrolResponse,
-    Histogram,
     ModelWindow,
     OperationalWindow,
     RenewRequest,
@@ -60,10 +60,10 @@ def window(latencies_s: list[float] | None = None, *, failed: int = 0) -> Operat
     histogram = ExponentialHistogram()
     for value in latencies_s or [0.001]:
         histogram.add(value)
-    s = histogram.snapshot()
-    latency = Histogram(s.scale, s.zero_count, s.offset, s.counts, s.count, s.sum, s.min, s.max)
-    outcomes = {"ok": s.count - failed, "HF-REQUEST-004": failed} if failed else {"ok": s.count}
-    model = ModelWindow("digits", "1", "ab" * 32, outcomes, latency)
+    outcomes = {"ok": histogram.count}
+    if failed:
+        outcomes["HF-REQUEST-004"] = failed
+    model = ModelWindow("digits", "1", "ab" * 32, outcomes, to_message(histogram.snapshot()))
     return OperationalWindow(1_000, 2_000, (model,), 0.5, 1_000_000, {"report": 100})
 
 

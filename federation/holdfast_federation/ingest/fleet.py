@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from holdfast.errors import FormatError
-from holdfast.sketch.histogram import ExponentialHistogram, HistogramSnapshot
+from holdfast.sketch.histogram import ExponentialHistogram
 from holdfast.wire.convert import from_bytes
+from holdfast.wire.histograms import to_snapshot
 from holdfast.wire.messages import Histogram
 from holdfast_federation.database import Database
 
@@ -139,7 +140,7 @@ def _figures(key: tuple[str, str, str], rows: Iterable[sqlite3.Row]) -> ModelFig
     windows = left_out = 0
     for row in rows:
         try:
-            latency = ExponentialHistogram.from_snapshot(_snapshot(from_bytes(Histogram, bytes(row["latency"]))))
+            latency = ExponentialHistogram.from_snapshot(to_snapshot(from_bytes(Histogram, bytes(row["latency"]))))
         except FormatError:
             left_out += 1
             continue
@@ -160,17 +161,4 @@ def _figures(key: tuple[str, str, str], rows: Iterable[sqlite3.Row]) -> ModelFig
         p90_s=merged.quantile(0.9),
         p99_s=merged.quantile(0.99),
         left_out=left_out,
-    )
-
-
-def _snapshot(histogram: Histogram) -> HistogramSnapshot:
-    return HistogramSnapshot(
-        scale=histogram.scale,
-        zero_count=histogram.zero_count,
-        offset=histogram.offset,
-        counts=histogram.counts,
-        sum=histogram.sum,
-        min=histogram.minimum,
-        max=histogram.maximum,
-        count=histogram.count,
     )
