@@ -23,6 +23,7 @@ class LoggedModel:
     version: str
     weights_sha256: bytes
     run_id: str
+    parent_digest: str
 
     @property
     def label(self) -> str:
@@ -47,8 +48,16 @@ def _read(index: int, manifest: bytes) -> LoggedModel:
         document = None
     top = _object(document)
     weights = _text(_object(_object(top.get("files")).get(WEIGHTS)).get("sha256"))
-    run_id = _text(_object(top.get("lineage")).get("run_id"))
-    return LoggedModel(index, digest, _text(top.get("name")), _text(top.get("version")), _hash(weights), run_id)
+    lineage = _object(top.get("lineage"))
+    return LoggedModel(
+        entry=index,
+        digest=digest,
+        name=_text(top.get("name")),
+        version=_text(top.get("version")),
+        weights_sha256=_hash(weights),
+        run_id=_text(lineage.get("run_id")),
+        parent_digest=_text(lineage.get("parent_digest")),
+    )
 
 
 def _object(value: object) -> dict[str, object]:

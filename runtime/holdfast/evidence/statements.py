@@ -13,6 +13,7 @@ from holdfast.evidence.chains import device_keys, sites_of
 from holdfast.evidence.entries import APPROVAL, FORK, Entry
 from holdfast.evidence.findings import Finding, Place
 from holdfast.evidence.layout import APPROVER, ASSIGNMENT, AUTHOR, RUN, SITE, Evidence, parse_json
+from holdfast.evidence.models import logged_models
 from holdfast.trust.envelope import Envelope, from_json, verify_envelope
 from holdfast.trust.keys import PublicKey
 from holdfast.wire.limits import MAX_DOCUMENT_BYTES
@@ -33,8 +34,19 @@ from holdfast.wire.messages import (
 
 
 def check_bundles(evidence: Evidence, entries: Sequence[Entry]) -> Iterator[Finding]:
-    """Every manifest is signed by a claimed author, or by the run key (a candidate)."""
-    keys = (*evidence.keys_of(AUTHOR), *evidence.keys_of(RUN))
+    """Every manifest is signed by a claimed author; or by the run key, and then it descends from a bundle before it."""
+    authors = evidence.keys_of(AUTHOR)
+    keys = (*authors, *evidence.keys_of(RUN))
+    author_ids = {key.key_id for key in authors}
+    first_logged = {model.digest: model for model in logged_models(entries)}
+    for model in first_logged.values():
+        envelope, parent = entries[model.entry].envelope, first_logged.get(model.parent_digest)
+        by_author = envelope is not None and any(s.key_id in author_ids for s in envelope.signatures)
+        if not by_author and (parent is None or parent.entry >= model.entry):
+            message = (
+                f"{model.label} is not signed by an author, and its lineage names no bundle that was logged before"
+            )
+            yield Finding("bundles", message, Place(entry=model.entry, field="lineage"))
     for entry in entries:
         if isinstance(entry.fact, BundleRecord):
             yield from _signed("bundles", entry, MANIFEST_TYPE, keys)

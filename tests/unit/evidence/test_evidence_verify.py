@@ -329,6 +329,13 @@ def test_verify_finds_a_bundle_that_nobody_signed() -> None:
     assert "bundles" in first(verify(forged), "bundles")
 
 
+def test_verify_finds_a_bundle_by_the_run_key_without_an_authors_ancestor() -> None:
+    stolen = world()
+    stolen.bundle("3", HASH, "run")
+
+    assert "not signed by an author" in first(verify(stolen), "bundles")
+
+
 def test_verify_finds_a_signature_over_another_manifest() -> None:
     forged = world()
     manifest = canonical_json({"name": "digits", "version": "1"})
