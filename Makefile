@@ -5,13 +5,14 @@
 #   make check      the static half of `make test`: style, types, the laws of the house, generated code
 #   make bench      the benchmarks; writes benchmarks/results/*.json
 #   make protos     generate the message modules again
+#   make docs       write the made parts of the READMEs again
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGUMENTS ?=
 
-.PHONY: help demo test test-all check lint types laws fresh pytest bench protos clean
+.PHONY: help demo test test-all check lint types laws fresh pytest bench protos docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +51,9 @@ bench: .venv/.dev
 protos: .venv-protos/.made
 	.venv-protos/bin/python protos/generate.py
 	.venv-protos/bin/python protos/generate_inference.py
+
+docs: .venv/.dev
+	$(BIN)/python -m tests.docs.make_docs
 
 # Which Python, before anything else is tried.
 .python-checked:
