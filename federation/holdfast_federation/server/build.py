@@ -37,6 +37,8 @@ from holdfast_federation.ingest.accept import Ingest
 from holdfast_federation.ingest.fleet import FleetView
 from holdfast_federation.ledger import schema as ledger_schema
 from holdfast_federation.ledger.log import Ledger
+from holdfast_federation.registry import schema as registry_schema
+from holdfast_federation.rollout import schema as rollout_schema
 from holdfast_federation.server.admission import Admission
 from holdfast_federation.server.enrolment_service import enrolment_handler
 from holdfast_federation.server.figures import CoreFigures
@@ -55,6 +57,8 @@ SCHEMAS = (
     events_schema.SCHEMA,
     enrolment_schema.SCHEMA,
     ingest_schema.SCHEMA,
+    registry_schema.SCHEMA,
+    rollout_schema.SCHEMA,
 )
 WILDCARD_HOSTS = ("0.0.0.0", "::")  # nobody can dial these
 STOP_GRACE_S = 5.0  # for calls that are being answered

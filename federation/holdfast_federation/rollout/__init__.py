@@ -1,0 +1,1 @@
+"""Which device shall serve what: signed, numbered assignments of approved bundles."""
