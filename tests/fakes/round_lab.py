@@ -7,6 +7,8 @@ passed, in both directions, for the canary search.
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from tests.fakes import bundles
+from tests.fakes.folder_shelf import FolderShelf
 
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
@@ -29,7 +32,7 @@ from holdfast.learn.host import RoundHost, WorkerSettings
 from holdfast.policy.evaluate import ALLOWED, Decision
 from holdfast.trust.envelope import sign_envelope
 from holdfast.trust.keys import ED25519, PrivateKey
-from holdfast.trust.keystore import generate_flower_node_key
+from holdfast.trust.keystore import KeyStore, generate_flower_node_key
 from holdfast.wire.convert import from_bytes, to_bytes
 from holdfast.wire.messages import (
     REPORT_TYPE,
@@ -48,9 +51,9 @@ from holdfast_federation.events import schema as events_schema
 from holdfast_federation.ledger import schema as ledger_schema
 from holdfast_federation.ledger.log import Ledger
 from holdfast_federation.rounds import schema as rounds_schema
-from holdfast_federation.rounds.flower_grid import register_node
 from holdfast_federation.rounds.gate import Gate
 from holdfast_federation.rounds.node_keys import node_key_pem
+from holdfast_federation.rounds.runs import RunSpec
 from holdfast_federation.rounds.store import RunStore
 from holdfast_federation.rounds.superlink import SuperLink, SuperLinkAddress
 
@@ -162,7 +165,11 @@ class RoundLab:
         self.bundle_path.write_bytes(self.container)
         schemas = (ledger_schema.SCHEMA, devices_schema.SCHEMA, events_schema.SCHEMA, rounds_schema.SCHEMA)
         self.database = Database(folder / "holdfast.db", schemas)
-        self.ledger = Ledger(self.database, PrivateKey.generate(ED25519), "lab/ledger", self.clock)
+        authority = KeyStore(folder / "authority")
+        self.ledger = Ledger(self.database, authority.create("ledger", ED25519), "lab/ledger", self.clock)
+        self.run_key = authority.create("run", ED25519)
+        self.shelf = FolderShelf(folder / "shelf")
+        self.shelf.add(self.container)
         self.devices = Devices(self.database)
         self.store = RunStore(self.database, self.ledger, self.clock)
         self.superlink = SuperLink(folder / "flower", self.clock)
@@ -192,7 +199,6 @@ class RoundLab:
         record = DeviceRecord(name, "site", name, key.public_key.spki_der, 1, public.decode(), "00", 1)
         with self.database.write() as cx:
             self.devices.add(cx, record)
-        register_node(self.address, public.decode(), name)
         link = TunnelLink(self.gate, name)
         answers: list[RoundAnswer] = []
 
@@ -203,7 +209,7 @@ class RoundLab:
         authority = RoundAuthority(
             name,
             key,
-            self.keys.run.public_key,
+            self.run_key.public_key,
             lambda offer, signed: decision,
             lambda offer: self._ground(folder, offer, count),
             answered,
@@ -219,6 +225,29 @@ class RoundLab:
         envelope = to_bytes(sign_envelope(REPORT_TYPE, to_bytes(report), key))
         with self.database.write() as cx:
             outbox.emit(cx, "round_answer", answer.run_id, envelope)
+
+    def spec(self, **changes: object) -> RunSpec:
+        """A small run of all members."""
+        fields: dict[str, object] = {
+            "run_id": f"run-{len(self.store.all()):06d}",
+            "model": "blobs",
+            "base_digest": self.bundle.digest,
+            "purpose": "improve",
+            "devices": tuple(member.device_id for member in self.members),
+            "rounds": 2,
+            "batch": BATCH,
+            "deadline_s": 90.0,
+            "invite_s": 60.0,
+        }
+        spec = RunSpec(**(fields | changes))
+        self.store.create(spec)
+        return spec
+
+    def start_worker(self, spec: RunSpec) -> subprocess.Popen[bytes]:
+        """The run worker as a process of its own, for killing it."""
+        command = [sys.executable, "-m", "tests.fakes.run_worker", str(self.folder), spec.run_id]
+        with (self.folder / "run_worker.log").open("ab") as log:
+            return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
 
     def close(self) -> None:
         self._stop.set()

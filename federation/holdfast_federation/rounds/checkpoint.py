@@ -27,7 +27,7 @@ class Progress:
 
     offer: hex of the open step's offer hash; empty = the step is not open yet. done: devices that need no order any
     more in this step (contributed, rejected or vanished). contributed: the subset whose update is in `sums`.
-    entry: what was found last and may not be in the database yet; entering it twice does no harm.
+    absent: devices that did not come online in the last step. entry: what was found last and may not be in the database yet; entering it twice does no harm.
     """
 
     round: int = 1
@@ -44,6 +44,7 @@ class Progress:
     total_samples: int = 0
     ticket: Ticket | None = None
     entry: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -63,7 +64,7 @@ class Checkpoints:
         except ValueError as error:
             raise StateError(f"{self._folder / NAME} is damaged; move the folder away to give the run up") from error
         ticket = fields.pop("ticket")
-        for name in ("done", "contributed", "contributors"):
+        for name in ("done", "contributed", "contributors", "absent"):
             fields[name] = tuple(fields[name])
         return Progress(**fields, ticket=None if ticket is None else Ticket(**ticket))
 

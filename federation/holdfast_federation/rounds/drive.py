@@ -219,7 +219,8 @@ class Driver:
                 if not grid.is_lost:
                     raise
                 continue  # the SuperLink gave the mailbox up: a new one is made, until the deadline
-            if not self._progress.orders and (not waiting or self._clock.utc_ns() >= join_until_ns):
+            joining = waiting - set(self._progress.absent) and self._clock.utc_ns() < join_until_ns
+            if not self._progress.orders and not joining:
                 break
             self._clock.wait(self._pause, POLL_S)
         signed = self._signed()
@@ -227,12 +228,14 @@ class Driver:
             self._store.mark(signed, device_id, LATE)
         for device_id in self._missing():
             self._store.mark(signed, device_id, VANISHED, NEVER_ONLINE)
+        # waited for once: in later steps such a device is asked if it is there, and not waited for
+        self._change(absent=tuple(self._missing()))
 
-    def _order(self, grid: Grid, weights: bytes) -> bool:
-        """Send to those that are online and have no order yet. Returns whether some are still missing."""
+    def _order(self, grid: Grid, weights: bytes) -> set[str]:
+        """Send to those that are online and have no order yet. Returns those that are still missing."""
         missing = self._missing()
         if not missing:
-            return False
+            return set()
         signed, online = self._signed(), grid.online()
         ttl_s = max(1.0, (self._progress.deadline_utc_ns - self._clock.utc_ns()) / 1e9)
         for device_id in missing:
@@ -243,7 +246,7 @@ class Driver:
             if message_id:
                 self._change(orders={**self._progress.orders, message_id: device_id})
                 self._store.mark(signed, device_id, ORDERED)
-        return bool(self._missing())
+        return set(self._missing())
 
     def _missing(self) -> list[str]:
         """Devices that accepted and have neither an order nor an end of this step."""
