@@ -60,10 +60,9 @@ class WindowRecorder:
         self._data_since_s = clock.monotonic_s()
 
     def run(self, stop: Stop) -> None:
-        """Close windows until `stop`, and the last one then."""
+        """Close windows until `stop`; the last one is closed by whoever stops the server."""
         while not stop.wait(self._pace.window_s):
             self.tick()
-        self.tick()
 
     def tick(self) -> None:
         """Close what is due and hand it on."""

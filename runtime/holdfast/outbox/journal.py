@@ -342,3 +342,22 @@ def open_database(path: Path) -> sqlite3.Connection:
     except (sqlite3.Error, OSError) as error:
         raise StateError(f"journal {path} cannot be opened: {error}; restore it from a backup") from error
     return cx
+
+
+def read_head(path: Path) -> Head:
+    """Where the chain in a journal file ends, without opening it for writing; an empty chain if there is no file.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    if not path.exists():
+        return Head(0, NO_HASH, 0)
+    try:
+        cx = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+        try:
+            row = cx.execute("SELECT tail_seq, tail_link, acknowledged_seq FROM chain").fetchone()
+        finally:
+            cx.close()
+    except sqlite3.Error as error:
+        raise StateError(f"journal {path} cannot be read: {error}") from error
+    return Head(row[0], bytes(row[1]), row[2])

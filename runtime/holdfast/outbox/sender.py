@@ -76,10 +76,13 @@ class Sender:
         self.status = SenderStatus()
 
     def run(self, stop: Stop) -> None:
-        """Send whatever is pending, until `stop`; then one last attempt for what was written meanwhile."""
+        """Send whatever is pending, until `stop`."""
         while not stop.is_set:
             stop.wait(self.step())
-        if self._journal.head().has_pending and self.status.failures == 0:
+
+    def finish(self) -> None:
+        """One last attempt when the process ends, if the line was good; what is left waits for the next start."""
+        if self.status.failures == 0:
             self.step()
 
     def step(self) -> float:
