@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from holdfast.trust.keys import ED25519, PrivateKey, PublicKey
 from holdfast.trust.keystore import generate_flower_node_key
 from holdfast.wire.convert import from_bytes
 from holdfast.wire.enrolment import JoinToken
-from holdfast.wire.messages import EnrolmentRecord, LedgerEntry
+from holdfast.wire.messages import EnrolmentRecord, EnrolRequest, LedgerEntry
 from holdfast_federation.enrolment import challenges
 from holdfast_federation.enrolment.challenges import Challenges
 from holdfast_federation.events.outbox import read
@@ -73,6 +74,30 @@ def test_used_token_is_refused(rooms: Rooms) -> None:
     with pytest.raises(EnrolmentError, match="used already"):
         try_enrol(rooms, RawDevice(), token)
     assert len(rooms.core.devices.all()) == 1
+
+
+def test_devices_racing_with_one_token_end_as_one_device(rooms: Rooms) -> None:
+    token = rooms.token()
+    requests = [RawDevice().enrol_request(token, rooms.enrolment.challenge(token.token_id)) for _ in range(6)]
+    barrier = threading.Barrier(len(requests))
+    outcomes: list[str] = []
+
+    def enrol(request: EnrolRequest) -> None:
+        barrier.wait(30)
+        try:
+            outcomes.append(rooms.enrolment.enrol(request).device_id)
+        except EnrolmentError as error:
+            outcomes.append("refused" if "used already" in str(error) else str(error))
+
+    threads = [threading.Thread(target=enrol, args=(request,)) for request in requests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    [device] = rooms.core.devices.all()
+    assert sorted(outcomes) == sorted([device.device_id] + ["refused"] * 5)
+    assert rooms.core.ledger.size() == 1
 
 
 def test_expired_token_is_refused(rooms: Rooms, clock: FakeClock) -> None:

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.fakes.coordinator_rooms import TRUST_DOMAIN, Rooms, make_rooms
 from tests.fakes.raw_device import Chain, RawDevice, window
 
 from holdfast.errors import FormatError, StateError, TrustError
 from holdfast.trust.checkpoint import verify_checkpoint
-from holdfast.trust.envelope import Envelope, Signature, verify_envelope
+from holdfast.trust.envelope import Envelope, Signature, sign_envelope, verify_envelope
 from holdfast.trust.keys import ED25519, PrivateKey
+from holdfast.trust.merkle import MerkleTree, leaf_hash
 from holdfast.wire.convert import from_bytes, to_bytes
 from holdfast.wire.limits import MAX_RECORDS_PER_REPORT, MAX_REPORT_BYTES
 from holdfast.wire.messages import (
     NO_HASH,
     PROMISE_TYPE,
+    REPORT_TYPE,
     InclusionPromise,
     LedgerEntry,
     ModelEvent,
@@ -216,9 +221,6 @@ def test_record_out_of_bounds_is_refused(rooms: Rooms, device: RawDevice, change
 
 
 def test_record_that_is_no_report_is_refused(rooms: Rooms, device: RawDevice) -> None:
-    from holdfast.trust.envelope import sign_envelope
-    from holdfast.wire.messages import REPORT_TYPE
-
     record = sign_envelope(REPORT_TYPE, b"\xff\xff\xff", device.report_key)
 
     assert rooms.core.ingest.accept(device.device_id, [record]).refused_code == "format"
@@ -314,6 +316,49 @@ def test_answers_and_changes_become_events(rooms: Rooms, device: RawDevice) -> N
     [refusal] = rooms.core.fleet.refusals()
     assert (refusal.device_id, refusal.run_id, refusal.round) == (device.device_id, "run-1", 2)
     assert (refusal.reason_code, refusal.policy_rule) == ("purpose", "rounds.purposes")
+
+
+def test_devices_reporting_at_once_keep_their_chains_and_one_log(rooms: Rooms) -> None:
+    devices = [rooms.enrolled() for _ in range(4)]
+    records = {device.device_id: [chain.next() for _ in range(12)] for device in devices for chain in [device.chain()]}
+    barrier = threading.Barrier(8)
+
+    def report(device_id: str) -> None:
+        barrier.wait(30)
+        for record in records[device_id]:
+            rooms.core.ingest.accept(device_id, [record])
+
+    # two threads for each device: the second delivery of every record is a duplicate or comes first
+    threads = [threading.Thread(target=report, args=(device_id,)) for device_id in list(records) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    size = rooms.core.ledger.size()
+    leaves = [leaf_hash(data) for _, data in rooms.core.ledger.entries(0, size)]
+    assert size == 4 + 4 * 12
+    assert rooms.core.ledger.root(size) == MerkleTree(leaves).root()
+    for device in devices:
+        assert stored(rooms, device) == list(range(1, 13))
+        assert forks(rooms, device) == []
+
+
+@given(data=st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_changed_byte_is_refused_and_changes_nothing(rooms: Rooms, device: RawDevice, data: st.DataObject) -> None:
+    envelope = to_bytes(device.chain().next())
+    index = data.draw(st.integers(0, len(envelope) - 1))
+    mutated = envelope[:index] + bytes([envelope[index] ^ data.draw(st.integers(1, 255))]) + envelope[index + 1 :]
+    try:
+        parsed = from_bytes(Envelope, mutated)
+    except FormatError:
+        return
+
+    answer = rooms.core.ingest.accept(device.device_id, [parsed])
+
+    assert (answer.head_seq, answer.refused_code in ("signature", "format")) == (0, True)
+    assert rooms.core.ledger.size() == 1
 
 
 def test_failed_disk_acknowledges_nothing(rooms: Rooms, device: RawDevice) -> None:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import grpc
 import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.coordinator_rooms import TRUST_DOMAIN, Rooms, make_rooms
-from tests.fakes.raw_device import RawDevice
+from tests.fakes.raw_device import RawDevice, call, enrolment_channel
 
 from holdfast import errors
+from holdfast.clock import SystemClock
 from holdfast.errors import HoldfastError, OverloadedError, StateError, TrustError
 from holdfast.trust.certificates import SERVER_LIFETIME_S, verify_chain
 from holdfast_federation.server.admission import Admission
+from holdfast_federation.server.edge import service
 from holdfast_federation.server.enrolment_service import RateLimit
-from holdfast_federation.server.listener import ServerCertificate
+from holdfast_federation.server.listener import ListenerBounds, ServerCertificate, start_listener
 from holdfast_federation.status import STATUS_OF, status_of
 
 
@@ -107,6 +111,41 @@ def test_rate_limit_refuses_a_flood_and_recovers(clock: FakeClock) -> None:
     limit.take()
     with pytest.raises(OverloadedError):
         limit.take()
+
+
+def test_listener_refuses_more_calls_than_it_is_built_for(tmp_path: Path) -> None:
+    rooms = make_rooms(tmp_path, SystemClock())
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(request: bytes, context: grpc.ServicerContext) -> bytes:
+        entered.set()
+        leave.wait(30)
+        return b"done"
+
+    certificate = ServerCertificate(rooms.core.authority, (), SystemClock())
+    server, port = start_listener(
+        "test",
+        "127.0.0.1:0",
+        service("test.Service", {"Slow": slow}),
+        certificate,
+        ListenerBounds(threads=1, calls=1, message_bytes=1_024),
+        client_certificate=False,
+    )
+    try:
+        with enrolment_channel(f"127.0.0.1:{port}", rooms.core.authority.certificate_pem, TRUST_DOMAIN) as channel:
+            first = channel.unary_unary("/test.Service/Slow").future(b"", timeout=30)
+            assert entered.wait(30)
+
+            with pytest.raises(grpc.RpcError) as error:
+                call(channel, "/test.Service/Slow", b"")
+            leave.set()
+
+            assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]  # a Call
+            assert first.result() == b"done"
+    finally:
+        leave.set()
+        server.stop(5).wait(30)
+        rooms.close()
 
 
 def _kinds(kind: type[HoldfastError]) -> Iterator[type[HoldfastError]]:
