@@ -121,7 +121,14 @@ class Installer:
         """At the start of the process: serve every current model, or the previous one after a crash loop or damage."""
         with self._turn:
             for name in self._store.names():
-                self._restore(self._store.move(name, STARTED))
+                try:
+                    slots = self._store.move(name, STARTED)
+                except StateError as error:
+                    # one damaged file must not keep the other models from being served
+                    self._store.set_aside(name)
+                    self._surroundings.emit(ModelEvent(name, "", EVENT_REFUSED, _reason(error)))
+                    continue
+                self._restore(slots)
             self._store.collect()
 
     def handle(self, deliveries: Iterable[AssignmentDelivery]) -> None:

@@ -63,10 +63,23 @@ class ModelStore:
         try:
             slots = _read_slots(data)
         except BundleError as error:
-            raise StateError(f"{path} is damaged: {error}; move it away and have the model assigned again") from error
+            raise StateError(f"{path} is damaged: {error}; have the model assigned again") from error
         if slots.name != name:
-            raise StateError(f"{path} is of model {slots.name!r}; move it away")
+            raise StateError(f"{path} is of model {slots.name!r}; have the model assigned again")
         return slots
+
+    def set_aside(self, name: str) -> None:
+        """Rename the slots of a model that cannot be read, for a person to look at; the others go on without them.
+
+        Raises:
+            StateError: the folder is not writable.
+        """
+        path = self._slot_path(name)
+        try:
+            path.replace(path.with_suffix(".damaged"))
+            sync_folder(self._slots)
+        except OSError as error:
+            raise StateError(f"cannot set {path} aside: {error.strerror or error}") from error
 
     def move(self, name: str, event: str, slot: Slot | None = None) -> Slots:
         """Carry out one transition durably. Returns the slots after it.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from tests.fakes import bundles
 from tests.fakes.bundles import BlobServer
 from tests.fakes.clock import FakeClock
 
-from holdfast.bundle.manifest import Runtime
+from holdfast.bundle.manifest import Runtime, Tensor
 from holdfast.bundle.verify import read_bundle
 from holdfast.errors import HoldfastError, LinkError, ModelError, TrustError, UnknownModelError
 from holdfast.inference.pool import ModelPool
@@ -245,6 +247,44 @@ def test_damage_on_disk_brings_the_previous_model_back(device: Device) -> None:
 
     assert device.version() == "1"
     assert "changed on disk" in device.events[-1].reason
+
+
+def test_damaged_slots_of_one_model_leave_the_others_in_service(device: Device) -> None:
+    other = bundles.author_bundle(KEYS, name="other")
+    device.server = BlobServer(FIRST, other)
+    device.restart()
+    device.installer.handle([bundles.delivery(KEYS, FIRST, 1), bundles.delivery(KEYS, other, 2)])
+    (device.folder / "slots" / "other.json").write_bytes(b"{")
+
+    device.restart()
+
+    assert set(device.installer.active()) == {"scale"}
+    assert (device.events[-1].model, device.events[-1].event) == ("other", "refused")
+    device.installer.handle([bundles.delivery(KEYS, other, 3)])
+    assert set(device.installer.active()) == {"scale", "other"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"inputs": (Tensor("z", "float32", (None, 4)),)}, "its manifest promises z float32"),
+        ({"outputs": (Tensor("y", "float32", (None, 7)),)}, "its manifest promises y float32"),
+        ({"runtime": Runtime("0.1", "1.2", 17, 8)}, "needs onnxruntime >= 0.1, < 1.2"),
+    ],
+)
+def test_model_that_is_not_what_its_manifest_promises_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    files = bundles.bundle_files()
+    manifest = dataclasses.replace(bundles.manifest_of(files, version="2"), **changes)
+    wrong = bundles.signed_bundle(manifest, files, KEYS.author)
+    device = Device(tmp_path / "models", BlobServer(FIRST, wrong))
+
+    device.installer.handle([bundles.delivery(KEYS, FIRST, 1), bundles.delivery(KEYS, wrong, 2)])
+
+    assert device.told()[2:] == ["staged", "refused"]
+    assert reason in device.events[-1].reason
+    assert device.version() == "1"
 
 
 def test_model_that_stops_answering_before_it_is_confirmed_is_rolled_back(device: Device) -> None:

@@ -145,7 +145,7 @@ def test_store_with_damaged_slots_says_so(tmp_path: Path, defect: str) -> None:
         }[defect]
     )
 
-    with pytest.raises(StateError, match="move it away"):
+    with pytest.raises(StateError, match="have the model assigned again"):
         store.slots("m")
 
 
