@@ -156,6 +156,16 @@ def _errors(_: str) -> str:
     return table(("code", "error", "kind of", "meaning"), rows)
 
 
+def _gradients(_: str) -> str:
+    from holdfast.autodiff.registry import LOSSES, OPTIMIZERS, RULES
+
+    rules = [(f"`{name}`", f"`{RULES[name].formula}`") for name in sorted(RULES)]
+    others = (
+        f"Losses: {', '.join(f'`{name}`' for name in LOSSES)}. Optimizers: {', '.join(f'`{n}`' for n in OPTIMIZERS)}."
+    )
+    return table(("operator", "gradient"), rules) + "\n\n" + others
+
+
 def _exit_codes(_: str) -> str:
     return table(("exit code", "meaning"), exit_codes())
 
@@ -173,6 +183,7 @@ MADE: dict[str, dict[str, Callable[[str], str]]] = {
         "exit-codes": _exit_codes,
         "settings": _settings,
         "errors": _errors,
+        "gradients": _gradients,
         "decisions": _decisions,
     },
     "federation": {"rooms": _rooms, "commands": _commands, "settings": _settings, "decisions": _decisions},
