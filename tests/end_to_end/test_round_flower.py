@@ -54,7 +54,8 @@ def test_a_run_makes_a_better_candidate_and_nothing_of_the_data_leaves(lab: Roun
         for step in ("evaluate_base", "evaluate_candidate")
     }
     assert losses["evaluate_candidate"] < losses["evaluate_base"]
-    assert lab.shelf.container(run.candidate_digest)
+    candidate = lab.registry.get(run.candidate_digest)
+    assert (candidate.signed_by, candidate.run_id, candidate.parent_digest) == ("run", spec.run_id, lab.bundle.digest)
     kinds = [entry for kind in ("offer", "update", "round") for entry in lab.ledger.positions(spec.run_id, kind)]
     assert len(kinds) == 5 + 10 + 3
 

@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from tests.fakes import bundles
-from tests.fakes.folder_shelf import FolderShelf
 
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.bundle import files as names
 from holdfast.bundle.golden import GoldenSet, write_golden
 from holdfast.bundle.manifest import ChangeEnvelope, FileEntry, Manifest, Parameter, Tensor
-from holdfast.bundle.verify import read_bundle
+from holdfast.bundle.verify import Trust, read_bundle
 from holdfast.clock import SystemClock
 from holdfast.errors import LinkError, RoundError
 from holdfast.learn.authority import Ground, RoundAuthority
@@ -50,6 +49,8 @@ from holdfast_federation.events import outbox
 from holdfast_federation.events import schema as events_schema
 from holdfast_federation.ledger import schema as ledger_schema
 from holdfast_federation.ledger.log import Ledger
+from holdfast_federation.registry import schema as registry_schema
+from holdfast_federation.registry.models import Registry
 from holdfast_federation.rounds import schema as rounds_schema
 from holdfast_federation.rounds.gate import Gate
 from holdfast_federation.rounds.node_keys import node_key_pem
@@ -57,6 +58,7 @@ from holdfast_federation.rounds.runs import RunSpec
 from holdfast_federation.rounds.store import RunStore
 from holdfast_federation.rounds.superlink import SuperLink, SuperLinkAddress
 
+SCHEMAS = tuple(each.SCHEMA for each in (ledger_schema, devices_schema, events_schema, registry_schema, rounds_schema))
 BATCH = 8
 INPUTS = 6
 CLASSES = 3
@@ -163,13 +165,17 @@ class RoundLab:
         self.bundle = read_bundle(self.container)
         self.bundle_path = folder / "base.bundle"
         self.bundle_path.write_bytes(self.container)
-        schemas = (ledger_schema.SCHEMA, devices_schema.SCHEMA, events_schema.SCHEMA, rounds_schema.SCHEMA)
-        self.database = Database(folder / "holdfast.db", schemas)
+        self.database = Database(folder / "holdfast.db", SCHEMAS)
         authority = KeyStore(folder / "authority")
         self.ledger = Ledger(self.database, authority.create("ledger", ED25519), "lab/ledger", self.clock)
         self.run_key = authority.create("run", ED25519)
-        self.shelf = FolderShelf(folder / "shelf")
-        self.shelf.add(self.container)
+        author = folder / "principals" / "author"
+        author.mkdir(parents=True)
+        (author / "author.pem").write_text(self.keys.author.public_key.to_pem())
+        trust = Trust((self.keys.author.public_key,), (self.run_key.public_key,))
+        (folder / "blobs").mkdir()
+        self.registry = Registry(self.database, self.ledger, folder / "blobs", self.clock, trust, ())
+        self.registry.add(self.container)
         self.devices = Devices(self.database)
         self.store = RunStore(self.database, self.ledger, self.clock)
         self.superlink = SuperLink(folder / "flower", self.clock)
@@ -245,9 +251,10 @@ class RoundLab:
 
     def start_worker(self, spec: RunSpec) -> subprocess.Popen[bytes]:
         """The run worker as a process of its own, for killing it."""
-        command = [sys.executable, "-m", "tests.fakes.run_worker", str(self.folder), spec.run_id]
+        module = "holdfast_federation.rounds.run_worker"
+        command = [sys.executable, "-m", module, str(self.folder), spec.run_id, "--origin", "lab/ledger"]
         with (self.folder / "run_worker.log").open("ab") as log:
-            return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
+            return subprocess.Popen(command, stdout=log, stderr=log)
 
     def close(self) -> None:
         self._stop.set()

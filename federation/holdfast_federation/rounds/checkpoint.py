@@ -27,7 +27,8 @@ class Progress:
 
     offer: hex of the open step's offer hash; empty = the step is not open yet. done: devices that need no order any
     more in this step (contributed, rejected or vanished). contributed: the subset whose update is in `sums`.
-    absent: devices that did not come online in the last step. entry: what was found last and may not be in the database yet; entering it twice does no harm.
+    entry: what was found last and may not be in the database yet; entering it twice does no harm.
+    absent: devices that did not come online in the last step.
     """
 
     round: int = 1

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +97,14 @@ class RoundHost:
                     self._restarts = 0
                     self._start()
         return judged.answer
+
+    def handle(self, offers: Sequence[Envelope]) -> None:
+        """Judge what a check-in brought; what is no offer at all is logged and left."""
+        for envelope in offers:
+            try:
+                self.consider(envelope)
+            except FormatError as error:
+                logger.warning("an offer could not be read", extra={"reason": str(error)})
 
     def start_unsigned(self) -> None:
         """Start a worker that stays, for a customer's own SuperLink; each of its runs still needs the policy's yes."""
