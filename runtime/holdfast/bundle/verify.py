@@ -129,13 +129,14 @@ def verify_bundle(
     """Check whose bundle it is.
 
     Args:
-        ancestor_weights: gives `weights.bin` of the author-signed ancestor. Called for a candidate (one with lineage)
-            only, and only when all signatures hold, so it may fetch.
+        ancestor_weights: gives `weights.bin` of the author-signed ancestor. Called for a run-signed candidate only,
+            and only when all signatures hold, so it may fetch.
     Raises:
         TrustError: no trusted key signed it, or a candidate goes beyond what its author allowed.
         FormatError: the ancestor's manifest inside a candidate is damaged.
     """
-    if bundle.manifest.lineage is None:
+    signed_with = {signature.key_id for signature in bundle.signature.signatures}
+    if bundle.manifest.lineage is None or any(key.key_id in signed_with for key in trust.authors):
         verified = verify_envelope(bundle.signature, MANIFEST_TYPE, trust.authors)
         return _verified(bundle, AUTHOR, verified, 0.0)
     verify_envelope(bundle.signature, MANIFEST_TYPE, trust.run_keys)
@@ -159,10 +160,7 @@ def _verify_ancestor(bundle: UnverifiedBundle, lineage: Lineage, trust: Trust) -
     ancestor_bytes = bundle.files[ANCESTOR_MANIFEST_FILE]
     if by_author.payload != ancestor_bytes or digest_of(ancestor_bytes) != lineage.ancestor_digest:
         raise TrustError(f"candidate {bundle.digest[:16]} names another ancestor than the author signed")
-    ancestor = decode_manifest(ancestor_bytes)
-    if ancestor.lineage is not None:
-        raise TrustError(f"the ancestor of candidate {bundle.digest[:16]} is itself a candidate; name the author's own")
-    return by_author, ancestor
+    return by_author, decode_manifest(ancestor_bytes)
 
 
 def _verified(bundle: UnverifiedBundle, signed_by: str, by_author: Verified, change_norm: float) -> VerifiedBundle:

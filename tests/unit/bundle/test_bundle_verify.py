@@ -15,7 +15,7 @@ from holdfast.bundle import files as names
 from holdfast.bundle.manifest import ChangeEnvelope, Lineage, Parameter, encode_manifest
 from holdfast.bundle.verify import Trust, read_bundle, verify_bundle, write_bundle
 from holdfast.errors import BundleError, FormatError, HoldfastError, TrustError
-from holdfast.trust.envelope import sign_envelope, to_json
+from holdfast.trust.envelope import Signature, sign_envelope, to_json
 from holdfast.wire.container import read_container, write_container
 from holdfast.wire.messages import APPROVAL_TYPE, MANIFEST_TYPE
 
@@ -116,6 +116,28 @@ def test_candidate_signed_by_a_stranger_is_refused() -> None:
 
     with pytest.raises(TrustError, match="0 of the 1 trusted keys"):
         verify_bundle(read_bundle(candidate), TRUST, ancestor_weights=ancestor_weights)
+
+
+def test_candidate_that_its_author_signed_needs_no_ancestor_and_can_be_one() -> None:
+    adopted = bundles.candidate_bundle(KEYS, BUNDLE, 7.0, signer=KEYS.author)
+    weights = (bundles.WEIGHT + np.float32(7)).tobytes()
+
+    verified = verify_bundle(read_bundle(adopted), TRUST)
+    child = verify_bundle(
+        read_bundle(bundles.candidate_bundle(KEYS, adopted, 7.5)), TRUST, ancestor_weights=lambda _: weights
+    )
+
+    assert (verified.signed_by, verified.change_norm) == ("author", 0.0)
+    assert (child.signed_by, child.change_norm) == ("run", pytest.approx(1.0))
+
+
+def test_candidate_with_a_forged_author_signature_is_refused() -> None:
+    candidate = read_bundle(bundles.candidate_bundle(KEYS, BUNDLE))
+    forged = Signature(KEYS.author.public_key.key_id, candidate.signature.signatures[0].signature)
+    signature = dataclasses.replace(candidate.signature, signatures=(*candidate.signature.signatures, forged))
+
+    with pytest.raises(TrustError, match="does not hold"):
+        verify_bundle(dataclasses.replace(candidate, signature=signature), TRUST, ancestor_weights=ancestor_weights)
 
 
 def test_candidate_of_a_candidate_goes_back_to_the_author() -> None:
