@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from holdfast.lifecycle import Stop, Task, run, stop_on_signals
     from holdfast.settings import load
     from holdfast_federation.server.build import Coordinator
-    from holdfast_federation.server.models_part import models_only
+    from holdfast_federation.server.rounds_part import models_and_rounds
     from holdfast_federation.server.settings import CoordinatorSettings
     from holdfast_federation.server.state import StateFolder
 
@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = ("enrolment_listen", "device_listen", "page_listen", "advertise_host", "check_in_s")
     settings = load(CoordinatorSettings, path=path, flags={name: getattr(arguments, name) for name in names})
     stop = Stop()
-    coordinator = Coordinator(arguments.state, settings, SystemClock(), models_only)
+    coordinator = Coordinator(arguments.state, settings, SystemClock(), models_and_rounds)
     with stop_on_signals(stop):
         coordinator.start()
         try:

@@ -88,7 +88,7 @@ class SuperLink:
     def start(self) -> SuperLinkAddress:
         """Start it and return when it answers. Raises: RoundError: it did not come up."""
         make_folder(self._folder)
-        _write_once(self._folder)
+        prepare_folder(self._folder)
         self._spawn()
         return self._wait_ready()
 
@@ -168,8 +168,8 @@ def is_answering(address: SuperLinkAddress) -> bool:
     return True
 
 
-def _write_once(folder: Path) -> None:
-    """The secret and the certificate of a fresh folder."""
+def prepare_folder(folder: Path) -> None:
+    """Write the secret and the certificate of a fresh folder; keeps what is there."""
     if not (folder / "secret").exists():
         write_atomic(folder / "secret", secrets.token_bytes(SECRET_BYTES))
     if not (folder / "tls.crt").exists():

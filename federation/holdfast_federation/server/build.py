@@ -39,6 +39,7 @@ from holdfast_federation.ledger import schema as ledger_schema
 from holdfast_federation.ledger.log import Ledger
 from holdfast_federation.registry import schema as registry_schema
 from holdfast_federation.rollout import schema as rollout_schema
+from holdfast_federation.rounds import schema as rounds_schema
 from holdfast_federation.server.admission import Admission
 from holdfast_federation.server.enrolment_service import enrolment_handler
 from holdfast_federation.server.figures import CoreFigures
@@ -58,6 +59,7 @@ SCHEMAS = (
     enrolment_schema.SCHEMA,
     ingest_schema.SCHEMA,
     registry_schema.SCHEMA,
+    rounds_schema.SCHEMA,
     rollout_schema.SCHEMA,
 )
 WILDCARD_HOSTS = ("0.0.0.0", "::")  # nobody can dial these

@@ -18,6 +18,8 @@ class CoordinatorSettings:
     advertise_host: str = setting("", "host that tokens and devices are told; empty: the host listened on")
     check_in_s: float = setting(10.0, "how often devices ask what to do", minimum=0.1, maximum=86_400.0)
     page_window_s: float = setting(3_600.0, "how far back the page's figures reach", minimum=1.0, maximum=31_536_000.0)
+    schedule: tuple[object, ...] = setting((), "[[schedule]] tables: federated runs that start by themselves")
+    superlink: tuple[object, ...] = setting((), "[[superlink]] tables: other SuperLinks (name, address, certificate)")
 
 
 def split_address(text: str, name: str) -> tuple[str, int]:
