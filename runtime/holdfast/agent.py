@@ -146,7 +146,7 @@ class Agent:
             parts.link,
             Handlers(self.installer, self._offers.handler),
             parts.policy.digest,
-            parts.journal.note_clock_offset,
+            self._contact,
             config.check_in_interval_s,
             clock,
         )
@@ -185,6 +185,10 @@ class Agent:
         self._server.stop(SERVER_STOP_S)
         self._recorder.tick()
         self._sender.finish()
+
+    def _contact(self, clock_offset_ns: int) -> None:
+        self._parts.journal.note_clock_offset(clock_offset_ns)
+        self._sender.line_is_up()
 
     def _tell(self, event: ModelEvent) -> None:
         self._parts.journal.append(event)

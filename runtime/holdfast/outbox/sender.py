@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.clock import Clock
-from holdfast.errors import HoldfastError, TrustError
+from holdfast.errors import HoldfastError, LinkError, RefusedCallError, TrustError
 from holdfast.lifecycle import Stop
 from holdfast.outbox.checkpoints import CheckpointMemory
 from holdfast.outbox.journal import Journal
@@ -73,12 +74,18 @@ class Sender:
         self._checkpoints = checkpoints
         self._clock = clock
         self._chance = chance
+        self._line_failed = False
+        self._may_hurry = threading.Event()
         self.status = SenderStatus()
 
     def run(self, stop: Stop) -> None:
         """Send whatever is pending, until `stop`."""
         while not stop.is_set:
-            stop.wait(self.step())
+            self._rest(stop, self.step())
+
+    def line_is_up(self) -> None:
+        """Another call got through: a pause after a failed line ends now. Other pauses are kept."""
+        self._may_hurry.set()
 
     def finish(self) -> None:
         """One last attempt when the process ends, if the line was good; what is left waits for the next start."""
@@ -92,7 +99,9 @@ class Sender:
         try:
             acknowledgement = self.send_batch()
         except HoldfastError as error:
+            self._line_failed = isinstance(error, LinkError) and not isinstance(error, RefusedCallError)
             return self._failed(str(error))
+        self._line_failed = False
         if acknowledgement.refused_code and acknowledgement.refused_code != "gap":
             return self._failed(f"{acknowledgement.refused_code}: {acknowledgement.refused_reason[:300]}")
         self.status = SenderStatus(self._clock.utc_ns())
@@ -114,6 +123,14 @@ class Sender:
         if acknowledgement.refused_code == "gap" and acknowledgement.head_seq == before:
             raise TrustError(f"the coordinator asks again for record {before + 1}, which was just sent")
         return acknowledgement
+
+    def _rest(self, stop: Stop, pause_s: float) -> None:
+        until_s = self._clock.monotonic_s() + pause_s
+        self._may_hurry.clear()
+        while not (self._line_failed and self._may_hurry.is_set()):
+            left_s = until_s - self._clock.monotonic_s()
+            if left_s <= 0 or stop.wait(min(left_s, IDLE_S)):
+                return
 
     def _failed(self, error: str) -> float:
         failures = self.status.failures + 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.fakes.coordinator import FakeChain, FakeIngest
 from tests.fakes.journals import DEVICE_ID, make_acknowledgement, make_window, open_journal
 
 from holdfast.errors import LinkError, TrustError
+from holdfast.lifecycle import Stop
 from holdfast.outbox.checkpoints import CheckpointMemory
 from holdfast.outbox.journal import Journal
 from holdfast.outbox.sender import IDLE_S, LONGEST_PAUSE_S, Recipient, Sender, check_promise
@@ -53,10 +55,10 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-def make_sender(journal: Journal, transport: object, tmp_path: Path) -> Sender:
+def make_sender(journal: Journal, transport: object, tmp_path: Path, clock: FakeClock | None = None) -> Sender:
     memory = CheckpointMemory(tmp_path, LEDGER.public_key)
     recipient = Recipient(LEDGER.public_key, DEVICE_ID)
-    return Sender(journal, transport, recipient, memory, FakeClock(), random.Random(5))  # type: ignore[arg-type]  # a fake
+    return Sender(journal, transport, recipient, memory, clock or FakeClock(), random.Random(5))  # type: ignore[arg-type]  # a fake
 
 
 def drain(sender: Sender, journal: Journal, steps: int = 200) -> None:
@@ -133,6 +135,35 @@ def test_pauses_grow_are_jittered_and_capped(journal: Journal, ingest: FakeInges
     assert LONGEST_PAUSE_S / 2 < max(pauses) <= LONGEST_PAUSE_S
     assert len(set(pauses)) == 500
     assert sender.status.failures == 500
+
+
+def test_a_pause_after_a_failed_line_ends_when_another_call_gets_through(
+    journal: Journal, ingest: FakeIngest, tmp_path: Path
+) -> None:
+    clock = HurryingClock()
+    stop = Stop(clock)
+    sender = make_sender(journal, FakeLink(ingest, ["lost"] * 20), tmp_path, clock)
+    clock.on_wait = sender.line_is_up
+    clock.on_delivered = lambda: stop.set() if ingest.chains[DEVICE_ID].head_seq == 1 else None
+    journal.append(make_window())
+    start_s = clock.monotonic_s()
+
+    sender.run(stop)
+
+    assert ingest.chains[DEVICE_ID].head_seq == 1
+    assert clock.monotonic_s() - start_s <= 21 * IDLE_S  # twenty full pauses would be most of an hour
+
+
+class HurryingClock(FakeClock):
+    """Says with every wait that the line is up."""
+
+    on_wait: Callable[[], None] = staticmethod(lambda: None)
+    on_delivered: Callable[[], None] = staticmethod(lambda: None)
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        self.on_wait()
+        self.on_delivered()
+        return super().wait(event, timeout_s)
 
 
 class OneAnswer:
