@@ -157,6 +157,7 @@ class Agent:
 
     def start(self) -> Address:
         """Bring back the models that were in service, and listen. Returns the address that is served."""
+        self._forget_status()  # of the run before; whoever waits for the file must not read an old address
         self._parts.policy.record_installed(self._parts.journal.append)
         self.installer.restore()
         self._manifests.refresh()
@@ -185,6 +186,7 @@ class Agent:
         self._server.stop(SERVER_STOP_S)
         self._recorder.tick()
         self._sender.finish()
+        self._forget_status()
 
     def _contact(self, clock_offset_ns: int) -> None:
         self._parts.journal.note_clock_offset(clock_offset_ns)
@@ -217,6 +219,9 @@ class Agent:
                 self._write_status()
             except StateError as error:
                 logger.warning("status not written", extra={"error": str(error)})
+
+    def _forget_status(self) -> None:
+        (self._parts.state.path / STATUS_NAME).unlink(missing_ok=True)
 
     def _write_status(self) -> None:
         fields = dict(self._status) | {"models": self.installer.active(), "last_error": self._sender.status.last_error}
