@@ -132,7 +132,6 @@ class RunStore:
         offer, step = signed.offer, signed.step
         run_id = offer.run_id
         with self._database.write() as cx:
-            cx.execute("UPDATE rounds_offers SET is_open = 0 WHERE run_id = ?", (run_id,))
             inserted = cx.execute(
                 "INSERT OR IGNORE INTO rounds_offers (offer_sha256, run_id, round, step, envelope, deadline_utc_ns)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
@@ -140,6 +139,9 @@ class RunStore:
             )
             if inserted.rowcount:
                 self._ledger.record(cx, "offer", run_id, signed.envelope)
+            cx.execute(
+                "UPDATE rounds_offers SET is_open = (offer_sha256 = ?) WHERE run_id = ?", (signed.sha256, run_id)
+            )
             cx.execute("UPDATE rounds_runs SET round = ? WHERE run_id = ?", (offer.round, run_id))
             cx.executemany(
                 "INSERT OR IGNORE INTO rounds_parts (run_id, round, step, device_id, state, changed_utc_ns)"
