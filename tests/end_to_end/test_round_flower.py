@@ -59,6 +59,7 @@ def test_a_run_makes_a_better_candidate_and_nothing_of_the_data_leaves(lab: Roun
     kinds = [entry for kind in ("offer", "update", "round") for entry in lab.ledger.positions(spec.run_id, kind)]
     assert len(kinds) == 5 + 10 + 3
 
+    until(lambda: not any(member.host.worker_pid for member in lab.members), "the workers to end with their run")
     sent = everything_sent(lab.members)
     value = np.float32(CANARY)
     assert len(sent) > 10_000

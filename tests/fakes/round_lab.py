@@ -22,11 +22,11 @@ from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.bundle import files as names
 from holdfast.bundle.golden import GoldenSet, write_golden
-from holdfast.bundle.manifest import ChangeEnvelope, FileEntry, Manifest, Parameter, Tensor
+from holdfast.bundle.manifest import ChangeEnvelope, FileEntry, Manifest, Parameter, Tensor, Training
 from holdfast.bundle.verify import Trust, read_bundle
 from holdfast.clock import SystemClock
 from holdfast.errors import LinkError, RoundError
-from holdfast.learn.authority import Ground, RoundAuthority
+from holdfast.learn.authority import Decide, Ground, RoundAuthority
 from holdfast.learn.host import RoundHost, WorkerSettings
 from holdfast.policy.evaluate import ALLOWED, Decision
 from holdfast.trust.envelope import sign_envelope
@@ -113,6 +113,7 @@ def learning_bundle(keys: bundles.Keys, *, max_update_norm: float = 1_000.0) -> 
             "outputs": (Tensor("y", "float32", (None, CLASSES)),),
             "labels": ("a", "b", "c"),
             "parameters": parameters,
+            "training": Training("softmax_cross_entropy", "sgd", BATCH),
             "change_envelope": ChangeEnvelope(max_update_norm),
             "files": {f: FileEntry(hashlib.sha256(d).hexdigest(), len(d)) for f, d in files.items()},
         }
@@ -194,7 +195,9 @@ class RoundLab:
     def report_key(self, device_id: str):
         return self.devices.get(device_id).report_key
 
-    def add_device(self, name: str, *, decision: Decision = ALLOWED, count: int = 60, **settings: object) -> Device:
+    def add_device(
+        self, name: str, *, decision: Decision | Decide = ALLOWED, count: int = 60, **settings: object
+    ) -> Device:
         folder = self.folder / name
         folder.mkdir()
         private, public = generate_flower_node_key()
@@ -216,7 +219,7 @@ class RoundLab:
             name,
             key,
             self.run_key.public_key,
-            lambda offer, signed: decision,
+            (lambda offer, signed: decision) if isinstance(decision, Decision) else decision,
             lambda offer: self._ground(folder, offer, count),
             answered,
         )

@@ -133,12 +133,16 @@ class RoundAuthority:
     def is_open(self, now_utc_ns: int) -> bool:
         """Whether an offer was taken that is neither answered with an update nor past its deadline."""
         with self._lock:
-            return any(
-                known.ground is not None
-                and known.offer_sha256 not in self._signed
-                and now_utc_ns < known.offer.deadline_utc_ns
-                for known in self._known.values()
-            )
+            return any(self._waits(known, now_utc_ns) for known in self._known.values())
+
+    def needs_work(self, judged: Authorised, now_utc_ns: int) -> bool:
+        """The same of one offer."""
+        with self._lock:
+            return self._waits(judged, now_utc_ns)
+
+    def _waits(self, known: Authorised, now_utc_ns: int) -> bool:
+        is_signed = known.offer_sha256 in self._signed
+        return known.ground is not None and not is_signed and now_utc_ns < known.offer.deadline_utc_ns
 
     def _judge(self, offer: RoundOffer, digest: bytes, envelope: Envelope) -> Authorised:
         if not self._is_signed(envelope):

@@ -38,7 +38,7 @@ from flwr.app.message import (
     remove_content_from_message,
 )
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2, run_pb2
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -138,6 +138,13 @@ class FlowerFleet:
 
     def reply_error(self, task: RoundTask, code: str) -> None:
         self._push(Message(Error(code=ERROR_CODE, reason=code), reply_to=self._messages[task.message_id]))
+
+    def is_over(self, run_id: int) -> bool:
+        try:
+            self._call("get-run", run_pb2.GetRunRequest(node=self._node, run_id=run_id), run_pb2.GetRunResponse)
+        except RunEndedError:
+            return True
+        return False
 
     def deactivate(self) -> None:
         if self._node.node_id:

@@ -91,7 +91,7 @@ class RoundHost:
     def consider(self, envelope: Envelope) -> RoundAnswer:
         """Judge an offer from a check-in; start the worker if it is taken. Idempotent per offer."""
         judged = self._authority.consider(envelope)
-        if judged.ground is not None and self._clock.utc_ns() < judged.offer.deadline_utc_ns:
+        if self._authority.needs_work(judged, self._clock.utc_ns()):
             with self._lock:
                 if self._process is None:
                     self._restarts = 0

@@ -71,5 +71,8 @@ class RoundTransport(Protocol):
     def reply_error(self, task: RoundTask, code: str) -> None:
         """Answer with an error code. Takes no text: an exception's text could carry data."""
 
+    def is_over(self, run_id: int) -> bool:
+        """Whether a run has ended, so that nothing more of it will come."""
+
     def deactivate(self) -> None:
         """Go offline; never raises for a line that is down."""

@@ -30,6 +30,7 @@ logger = logging.getLogger("holdfast.learn.worker")
 EXIT_DONE, EXIT_CRASHED, EXIT_REFUSED = 0, 1, 3
 MAX_CONFIGURATION_BYTES = 65_536
 HEARTBEAT_S = 8.0  # Flower's shortest interval is 10 s
+ASK_S = 3.0  # of silence, before the SuperLink is asked whether the run is over
 INTERNAL = "HF-INTERNAL"
 
 
@@ -82,17 +83,23 @@ def _work(configuration: WorkerConfiguration, walls: Isolation) -> int:
 
 
 def serve(transport: RoundTransport, answerer: Answerer, configuration: WorkerConfiguration, clock: Clock) -> None:
-    """Answer messages until none came for the idle time. Raises: NodeRefusedError: shut out."""
+    """Answer messages until their run is over, or none came for the idle time. Raises: NodeRefusedError: shut out."""
     pause = threading.Event()
-    last_s = clock.monotonic_s()
+    last_s = asked_s = clock.monotonic_s()
+    run_id = 0
     while configuration.stay or clock.monotonic_s() - last_s < max(configuration.idle_s, answerer.idle_s):
-        if answer_next(transport, answerer):
-            last_s = clock.monotonic_s()
-        else:
-            clock.wait(pause, configuration.poll_s)
+        task = answer_next(transport, answerer)
+        if task is not None:
+            run_id, last_s = task.run_id, clock.monotonic_s()
+            continue
+        if run_id and not configuration.stay and clock.monotonic_s() - max(last_s, asked_s) > ASK_S:
+            asked_s = clock.monotonic_s()
+            if _is_over(transport, run_id):
+                return
+        clock.wait(pause, configuration.poll_s)
 
 
-def answer_next(transport: RoundTransport, answerer: Answerer) -> bool:
+def answer_next(transport: RoundTransport, answerer: Answerer) -> RoundTask | None:
     """Fetch one message and answer it, if there is one. Whatever goes wrong is answered with a code, never with text.
 
     Raises: NodeRefusedError: shut out.
@@ -102,9 +109,8 @@ def answer_next(transport: RoundTransport, answerer: Answerer) -> bool:
     task = None
     try:
         task = transport.next_task()
-        if task is None:
-            return False
-        transport.reply(task, answerer.answer(task))
+        if task is not None:
+            transport.reply(task, answerer.answer(task))
     except NodeRefusedError:
         raise
     except HoldfastError as error:
@@ -113,7 +119,19 @@ def answer_next(transport: RoundTransport, answerer: Answerer) -> bool:
     except Exception as error:  # noqa: BLE001  # the door of this process: the coordinator must hear that it failed
         _log_place("a message failed", error)
         _reply_error(transport, task, INTERNAL)
-    return task is not None
+    return task
+
+
+def _is_over(transport: RoundTransport, run_id: int) -> bool:
+    from holdfast.errors import NodeRefusedError, RoundError
+
+    try:
+        return transport.is_over(run_id)
+    except NodeRefusedError:
+        raise
+    except RoundError as error:
+        _log_place("could not ask for the run", error)
+        return False
 
 
 def _reply_error(transport: RoundTransport, task: RoundTask | None, code: str) -> None:
