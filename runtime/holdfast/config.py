@@ -24,6 +24,8 @@ class AgentConfig:
     data: Path | None = setting(  # noqa: RUF009  # makes a field, like the others
         None, "local samples (npz) for federated rounds; none = this device does not train"
     )
+    superlink: str = setting("", "name of a customer's own SuperLink at the coordinator; needs rounds.unsigned_runs")
+    superlink_model: str = setting("", "the served model that apps of that SuperLink train")
     threads: int = setting(1, "threads inside one run of a model", minimum=1, maximum=1_024)
     spinning: bool = setting(False, "let idle threads spin: 6 to 17 times the CPU, rarely faster")
     trial_memory_mib: int = setting(2_048, "memory a new model may take in its trial", minimum=64, maximum=1_048_576)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from holdfast.clock import Clock
 from holdfast.errors import SettingsError
@@ -56,6 +56,10 @@ def core_routes(rooms: CoreRooms) -> list[AdminRoute]:
         rows = rooms.devices.all()
         return {"devices": [_device(row, reporting.get(row.device_id), traffic) for row in rows]}
 
+    def fleet(call: AdminCall) -> object:
+        merged = rooms.fleet.models()
+        return {"models": [{**asdict(each), "requests": each.requests, "failed": each.failed} for each in merged]}
+
     def create_token(call: AdminCall) -> object:
         body = call.json()
         site = text_field(body, "site")
@@ -82,6 +86,7 @@ def core_routes(rooms: CoreRooms) -> list[AdminRoute]:
     return [
         AdminRoute("GET", "/v1/status", status),
         AdminRoute("GET", "/v1/devices", devices),
+        AdminRoute("GET", "/v1/fleet", fleet),
         AdminRoute("POST", "/v1/tokens", create_token),
         AdminRoute("POST", "/v1/devices/{device_id}/revoke", revoke),
         AdminRoute("GET", "/v1/ledger/checkpoint", checkpoint),

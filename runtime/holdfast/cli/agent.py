@@ -74,6 +74,7 @@ FLAGS = ("listen", "insecure", "data", "window_s", "data_window_s", "check_in_in
 
 def _run(arguments: argparse.Namespace) -> int:
     from holdfast.agent import Agent, open_parts
+    from holdfast.agent_rounds import join_rounds
     from holdfast.clock import SystemClock
     from holdfast.config import AgentConfig
     from holdfast.identity.policy_store import read_document
@@ -90,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             if arguments.policy is not None:
                 parts.policy.install(read_document(arguments.policy), parts.journal.append)
-            agent = Agent(parts)
+            agent = Agent(parts, join_rounds)
             address = agent.start()
             try:
                 _say_ready(parts.device.record.device_id, str(address), as_json=arguments.json)

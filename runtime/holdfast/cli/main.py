@@ -16,7 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from holdfast import __version__
 from holdfast.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Command
-from holdfast.errors import HoldfastError, MissingExtraError, UsageError
+from holdfast.cli.logs import set_up_logging
+from holdfast.errors import HoldfastError, MissingExtraError, SettingsError, UsageError
 
 ENTRY_POINT_GROUP = "holdfast.commands"
 GROUPS = {
@@ -39,6 +40,8 @@ EXTRA_OF_MODULE = {
     "rich": "demo",
 }
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,10 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        logging.basicConfig(
-            level=os.environ.get("HOLDFAST_LOG_LEVEL", "WARNING").upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        set_up_logging(_log_level())
         parsed = build_parser(arguments).parse_args(arguments)
         command: Command | None = getattr(parsed, "command", None)
         if command is None:
@@ -114,6 +114,13 @@ def show_error(code: str, message: str, *, as_json: bool) -> None:
         print(json.dumps({"error": {"code": code, "message": message}}))
     else:
         print(f"error {code}: {message}", file=sys.stderr)
+
+
+def _log_level() -> str:
+    level = os.environ.get("HOLDFAST_LOG_LEVEL", "WARNING").upper()
+    if level not in LOG_LEVELS:
+        raise SettingsError(f"HOLDFAST_LOG_LEVEL is {level[:40]!r}; allowed: {' | '.join(LOG_LEVELS)}")
+    return level
 
 
 def _add_group(

@@ -118,6 +118,25 @@ class LocalDataset:
         return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
 
 
+def count_rows(path: Path) -> int:
+    """How many samples a file holds, from the header of its labels alone: no sample is read.
+
+    Raises: DatasetError: no such file, or no npz with one-dimensional labels.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{LABELS_NAME}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, _ = read(member)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such file") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path}: not an npz file with labels '{LABELS_NAME}' ({type(error).__name__})") from error
+    if len(shape) != 1:
+        raise DatasetError(f"{path}: labels '{LABELS_NAME}' have shape {list(shape)}, expected one dimension")
+    return int(shape[0])
+
+
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:

@@ -98,6 +98,10 @@ class ModelStore:
     def has(self, blob_sha256: str) -> bool:
         return (self._blobs / blob_sha256).is_file()
 
+    def path(self, blob_sha256: str) -> Path:
+        """Where a bundle container lies, or would lie."""
+        return self._blobs / blob_sha256
+
     def read(self, blob_sha256: str) -> bytes:
         """A whole bundle container, its hash checked again.
 

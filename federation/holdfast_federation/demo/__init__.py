@@ -1,0 +1,1 @@
+"""The demonstration: two hospitals, four devices, real keys, real rounds, and a bill at the end."""
