@@ -142,7 +142,7 @@ def environment() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
@@ -166,17 +166,18 @@ def publish(results: Mapping[str, tuple[Sequence[Outcome], Mapping[str, object]]
 
 
 def summary_table(summary: Mapping[str, Mapping[str, object]]) -> str:
-    """The committed figures as Markdown: one table, and one line per benchmark about its machine."""
+    """The committed figures as Markdown: one table, and below it where, when and under which load."""
     lines = [
-        "| benchmark | A | B | figure | A | B | B / A: min, median, max |",
+        "| benchmark | A is | B is | figure | A | B | B / A: min, median, max |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    machines = []
+    machines: dict[str, list[str]] = {}
     for name, record in summary.items():
-        for row in record["outcomes"]:  # type: ignore[attr-defined]  # JSON
-            lines.append(_line(row))
-        machines.append(_machine(name, record["environment"]))  # type: ignore[arg-type]  # JSON
-    return "\n".join([*lines, "", *machines])
+        lines += [_line(row) for row in record["outcomes"]]  # type: ignore[attr-defined]  # JSON
+        stamp: Mapping[str, object] = record["environment"]  # type: ignore[assignment]  # JSON
+        occasion = f"`{name}` ({stamp['utc']}, commit {stamp['commit']}, load {stamp['load']})"
+        machines.setdefault(_machine(stamp), []).append(occasion)
+    return "\n".join([*lines, *(f"\nOn {machine}: {', '.join(names)}." for machine, names in machines.items())])
 
 
 def show(outcome: Outcome) -> str:
@@ -213,12 +214,9 @@ def _line(row: Mapping[str, object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _machine(name: str, stamp: Mapping[str, object]) -> str:
+def _machine(stamp: Mapping[str, object]) -> str:
     packages = ", ".join(f"{package} {number}" for package, number in stamp["packages"].items())  # type: ignore[attr-defined]
-    return (
-        f"- `{name}`: {stamp['utc']}, commit {stamp['commit']}, {stamp['cpu']}, {stamp['cores']} cores, "
-        f"load {stamp['load']} before, Linux {stamp['kernel']}, Python {stamp['python']}, {packages}"
-    )
+    return f"{stamp['cpu']}, {stamp['cores']} cores, Linux {stamp['kernel']}, Python {stamp['python']}, {packages}"
 
 
 def _three(of: Spread) -> str:
