@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import threading
@@ -14,7 +15,12 @@ import pytest
 from tests.fakes.round_lab import CANARY, RoundLab, everything_sent
 
 from holdfast.clock import SystemClock
+from holdfast.lifecycle import Stop
 from holdfast.policy.evaluate import PURPOSE_NOT_ALLOWED, Decision
+from holdfast_federation.rounds.schedule import ScheduledRun
+from holdfast_federation.rounds.start import RunWish, start_run
+from holdfast_federation.rounds.superlink import read_address
+from holdfast_federation.rounds.supervisor import RoundSupervisor
 
 DEADLINE_S = 120.0
 
@@ -41,16 +47,25 @@ def parts_of(lab: RoundLab, run_id: str, step: str) -> dict[tuple[int, str], str
 def test_a_run_makes_a_better_candidate_and_nothing_of_the_data_leaves(lab: RoundLab):
     for name in ("a", "b"):
         lab.add_device(name)
+    broken = lab.add_device("c")
+    with np.load(broken.folder / "samples.npz") as archive:
+        x, y = archive["x"].copy(), archive["y"].copy()
+    y[3] = 99  # no class of the model: its error must not tell what stands beside it
+    np.savez(broken.folder / "samples.npz", x=x, y=y)
     spec = lab.spec(rounds=3)
 
     assert lab.start_worker(spec).wait(DEADLINE_S) == 0
 
     run = lab.store.get(spec.run_id)
     assert (run.state, run.reason) == ("done", "")
-    assert set(parts_of(lab, spec.run_id, "train").values()) == {"contributed"}
-    assert len(parts_of(lab, spec.run_id, "train")) == 6
+    states = parts_of(lab, spec.run_id, "train")
+    assert {device: {states[n, device] for n in (1, 2, 3)} for device in "abc"} == {
+        "a": {"contributed"},
+        "b": {"contributed"},
+        "c": {"rejected"},
+    }
     losses = {
-        step: sum(p.metrics["loss"] for p in lab.store.parts(spec.run_id) if p.step == step)
+        step: sum(p.metrics["loss"] for p in lab.store.parts(spec.run_id) if p.step == step and p.metrics)
         for step in ("evaluate_base", "evaluate_candidate")
     }
     assert losses["evaluate_candidate"] < losses["evaluate_base"]
@@ -61,6 +76,7 @@ def test_a_run_makes_a_better_candidate_and_nothing_of_the_data_leaves(lab: Roun
 
     until(lambda: not any(member.host.worker_pid for member in lab.members), "the workers to end with their run")
     sent = everything_sent(lab.members)
+    sent += (lab.folder / "run_worker.log").read_bytes() + (lab.folder / "flower" / "superlink.log").read_bytes()
     value = np.float32(CANARY)
     assert len(sent) > 10_000
     for trace in (value.tobytes(), value.tobytes()[::-1], b"0.12345679", base64.b64encode(value.tobytes())[:5]):
@@ -101,6 +117,7 @@ def test_killed_run_worker_goes_on_from_its_checkpoint(lab: RoundLab):
     assert len(lab.ledger.positions(spec.run_id, "round")) == 3
 
 
+@pytest.mark.slow
 def test_killed_superlink_costs_no_update(lab: RoundLab):
     for name in ("a", "b"):
         lab.add_device(name)
@@ -115,6 +132,7 @@ def test_killed_superlink_costs_no_update(lab: RoundLab):
     assert lab.store.get(spec.run_id).state == "done"
 
 
+@pytest.mark.slow
 def test_killed_federated_worker_is_seen_and_the_round_goes_on_without_it(lab: RoundLab):
     for name in ("a", "b", "c"):
         lab.add_device(name)
@@ -129,3 +147,32 @@ def test_killed_federated_worker_is_seen_and_the_round_goes_on_without_it(lab: R
     assert lab.store.get(spec.run_id).state == "done"
     assert states[1, "a"] == states[1, "b"] == "contributed"
     assert states[1, "c"] in ("vanished", "late")
+
+
+@pytest.mark.slow
+def test_a_scheduled_run_is_started_supervised_and_ended(lab: RoundLab):
+    for name in ("a", "b"):
+        device = lab.add_device(name)
+        with lab.database.write() as cx:
+            cx.execute(
+                "UPDATE devices SET active = ? WHERE device_id = ?", (json.dumps({"blobs": lab.bundle.digest}), name)
+            )
+        assert device.host.worker_pid == 0
+    lab.superlink.stop()
+    lab.superlinks[""] = lambda: read_address(lab.folder / "flower")
+    entry = ScheduledRun("blobs", "improve", every_hours=24.0, rounds=1, deadline_s=90.0)
+
+    def start(wish: RunWish) -> object:
+        return start_run(wish, lab.store, lab.devices, lab.registry.container)
+
+    supervisor = RoundSupervisor(lab.folder, "lab/ledger", lab.store, lab.clock, (entry,), start)
+    stop = Stop()
+    task = threading.Thread(target=supervisor.run, args=(stop,))
+    task.start()
+    until(lambda: any(run.state in ("done", "failed") for run in lab.store.all()), "the run to end")
+    stop.set()
+    task.join(DEADLINE_S)
+
+    assert [(run.state, run.reason) for run in lab.store.all()] == [("done", "")]
+    assert supervisor.worker_pids() == {}
+    assert supervisor.superlink_pid == 0

@@ -129,7 +129,8 @@ class Driver:
                 self._advance(self._store.get(self._run_id).state)
         except RoundError as error:
             logger.warning("the run failed", extra={"run_id": self._run_id, "reason": str(error)})
-            self._store.move(self._run_id, "fail", reason=str(error)[:500])
+            if self._store.get(self._run_id).state not in FINAL:  # else an operator stopped it
+                self._store.move(self._run_id, "fail", reason=str(error)[:500])
         state = self._store.get(self._run_id).state
         if self._grid is not None:
             self._grid.finish(completed=state != "failed")
@@ -210,6 +211,8 @@ class Driver:
         self._enter()
         join_until_ns = self._clock.utc_ns() + round(self._spec.join_s * 1e9)
         while self._clock.utc_ns() < self._progress.deadline_utc_ns:
+            if self._store.get(self._run_id).state in FINAL:
+                raise RoundError("the run was stopped")
             grid = self._ensure_grid(step, weights)
             try:
                 waiting = self._order(grid, weights)

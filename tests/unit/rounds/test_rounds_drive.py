@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.round_grid import Countdown, FakeGrid, Killed, Mailbox
 
+from holdfast.errors import RoundError
 from holdfast.trust.envelope import sign_envelope
 from holdfast.trust.keys import ED25519, PrivateKey
 from holdfast.update.layout import FlatLayout
@@ -168,6 +169,20 @@ def test_a_device_that_never_answers_is_not_waited_for_longer_than_the_invitatio
     assert bench.drive() == "done"
 
     assert {m.device_id: m.answer for m in bench.store.members("run-000001")}["c"] == "invited"
+
+
+def test_a_run_that_an_operator_stops_ends_and_keeps_that_reason(bench: Bench):
+    driver = bench.driver()
+    driver._advance("created")
+    bench.answer()
+    bench.store.move("run-000001", "start")
+    bench.store.take_answers("run-000001")
+    bench.store.move("run-000001", "fail", reason="stopped by the operator")
+    with pytest.raises(RoundError, match="stopped"):
+        driver._exchange("train", BASE.weights)
+
+    assert driver.drive() == "failed"
+    assert bench.store.get("run-000001").reason == "stopped by the operator"
 
 
 def test_an_update_signed_by_another_device_is_not_counted(bench: Bench):
