@@ -1,41 +1,40 @@
 """The gRPC front on grpcio: bytes in, bytes out, on a unix socket that only the splice talks to.
 
-Rules: every call of the protocol that is not offered is UNIMPLEMENTED; messages and concurrent calls are bounded;
-errors leave through `status.py`. This is one of the three doors where unknown errors are caught (the rpc edge).
+Rules: what a call does stands in `rpc.py`, for every front; here are only grpcio's handlers around it. Messages and
+concurrent calls are bounded; errors leave through `status.py`. This is one of the three doors where unknown errors are
+caught (the rpc edge).
 Why generic handlers: the messages live in a private descriptor pool, so no generated service code is registered.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc
 
-from holdfast import __version__
-from holdfast.errors import DeadlineError, UnsupportedError
-from holdfast.inference.tensors import TensorRequest
-from holdfast.serving import oip, oip_pb2
-from holdfast.serving.service import InferenceService
+from holdfast.clock import Clock
+from holdfast.errors import OverloadedError
+from holdfast.serving.rpc import CallContext, RpcTable, StreamCall, UnaryCall, WatchCall
 from holdfast.serving.status import status_of
 
-logger = logging.getLogger(__name__)
-
-SERVICE = "inference.GRPCInferenceService"
 WORKERS = 8  # more than the cores: a call waits for the network, not only for the processor
+MAX_LONG_CALLS = 16  # streams and watches: each holds a thread of its own for as long as its client likes
+WATCH_BACKLOG = 16  # messages a slow watcher may be behind before its call ends
+WATCH_POLL_S = 1.0  # between looks at whether the watcher has left
 CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
-
-Method = Callable[[bytes], bytes]
 
 
 class GrpcioFront:
-    """A grpcio server over an InferenceService."""
+    """A grpcio server over a table of calls."""
 
-    def __init__(self, service: InferenceService, *, max_message_bytes: int, max_concurrent_calls: int) -> None:
-        self._service = service
+    def __init__(self, table: RpcTable, clock: Clock, *, max_message_bytes: int, max_concurrent_calls: int) -> None:
         self._server = grpc.server(
-            ThreadPoolExecutor(WORKERS, thread_name_prefix="grpc"),
+            ThreadPoolExecutor(WORKERS + MAX_LONG_CALLS, thread_name_prefix="grpc"),
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
@@ -43,8 +42,7 @@ class GrpcioFront:
             ],
             maximum_concurrent_rpcs=max_concurrent_calls,
         )
-        handlers = {name: _unary(method) for name, method in self._methods().items()}
-        self._server.add_generic_rpc_handlers((_Calls(handlers),))
+        self._server.add_generic_rpc_handlers((_Calls(table, clock),))
 
     def start(self, address: str) -> None:
         """Listen on `address`, a unix socket. Returns when calls are answered."""
@@ -55,71 +53,81 @@ class GrpcioFront:
         """Take no new calls, give those running `grace_s`, then end them. Returns when all have ended."""
         self._server.stop(grace_s).wait(grace_s + 1.0)
 
-    def _methods(self) -> dict[str, Callable[[bytes, grpc.ServicerContext], bytes]]:
-        return {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
-            "ModelReady": self._model_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelMetadata": self._model_metadata,
-            "ModelInfer": self._model_infer,
-        }
-
-    def _server_live(self, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        oip.parse(oip_pb2.ServerLiveRequest, data)
-        return oip_pb2.ServerLiveResponse(live=True).SerializeToString()
-
-    def _server_ready(self, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        oip.parse(oip_pb2.ServerReadyRequest, data)
-        return oip_pb2.ServerReadyResponse(ready=self._service.is_ready).SerializeToString()
-
-    def _model_ready(self, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        request = oip.parse(oip_pb2.ModelReadyRequest, data)
-        ready = self._service.is_model_ready(request.name, request.version)
-        return oip_pb2.ModelReadyResponse(ready=ready).SerializeToString()
-
-    def _server_metadata(self, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        oip.parse(oip_pb2.ServerMetadataRequest, data)
-        return oip.server_metadata(__version__)
-
-    def _model_metadata(self, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        request = oip.parse(oip_pb2.ModelMetadataRequest, data)
-        return oip.model_metadata(self._service.model(request.name, request.version))
-
-    def _model_infer(self, data: bytes, context: grpc.ServicerContext) -> bytes:
-        def decode() -> TensorRequest:
-            left_s = context.time_remaining()
-            if left_s is not None and left_s <= 0:
-                raise DeadlineError("the deadline passed before the request was started")
-            return oip.decode_request(data)
-
-        return oip.encode_response(self._service.infer(decode))
-
 
 class _Calls(grpc.GenericRpcHandler):
-    """Finds the handler of a call; the protocol's other calls are refused with a reason."""
+    """Finds the handler of a call."""
 
-    def __init__(self, handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]]) -> None:
-        self._handlers = handlers
+    def __init__(self, table: RpcTable, clock: Clock) -> None:
+        self._table = table
+        self._clock = clock
+        self._long_calls = threading.BoundedSemaphore(MAX_LONG_CALLS)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        service, _, method = str(handler_call_details.method).removeprefix("/").partition("/")
-        if service != SERVICE:
+        call = self._table.find(str(handler_call_details.method))
+        if call is None:
             return None  # grpcio answers UNIMPLEMENTED
-        return self._handlers.get(method) or _unary(_refuse)
+        if isinstance(call, UnaryCall):
+            return grpc.unary_unary_rpc_method_handler(self._unary(call))
+        if isinstance(call, StreamCall):
+            return grpc.stream_stream_rpc_method_handler(self._stream(call))
+        return grpc.unary_stream_rpc_method_handler(self._watch(call))
 
+    def _unary(self, call: UnaryCall) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        def edge(data: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                return call.answer(data, self._context(context))
+            except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
+                _abort(context, error)
 
-def _refuse(_data: bytes, _context: grpc.ServicerContext) -> bytes:
-    raise UnsupportedError("this call is not offered by this server")
+        return edge
 
+    def _stream(self, call: StreamCall) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+        def edge(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            with self._long_call(context):
+                try:
+                    for data in messages:
+                        yield call.answer(data, self._context(context))
+                except grpc.RpcError:
+                    pass  # the client left in the middle of the stream
+                except Exception as error:  # noqa: BLE001  # the rpc edge
+                    _abort(context, error)
 
-def _unary(method: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler[bytes, bytes]:
-    def edge(data: bytes, context: grpc.ServicerContext) -> bytes:
+        return edge
+
+    def _watch(self, call: WatchCall) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+        def edge(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            waiting: queue.Queue[bytes] = queue.Queue()
+            with self._long_call(context):
+                try:
+                    end = call.watch(data, self._context(context), waiting.put)
+                except Exception as error:  # noqa: BLE001  # the rpc edge
+                    _abort(context, error)
+                try:
+                    while context.is_active() and waiting.qsize() <= WATCH_BACKLOG:
+                        with contextlib.suppress(queue.Empty):
+                            yield waiting.get(timeout=WATCH_POLL_S)
+                finally:
+                    end()
+
+        return edge
+
+    @contextlib.contextmanager
+    def _long_call(self, context: grpc.ServicerContext) -> Iterator[None]:
+        if not self._long_calls.acquire(blocking=False):
+            _abort(context, OverloadedError("too many streams at once; end one, or use single calls"))
         try:
-            return method(data, context)
-        except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
-            status = status_of(error)
-        context.set_trailing_metadata(((CODE_KEY, status.code),))
-        context.abort(grpc.StatusCode[status.grpc], status.text)
+            yield
+        finally:
+            self._long_calls.release()
 
-    return grpc.unary_unary_rpc_method_handler(edge)
+    def _context(self, context: grpc.ServicerContext) -> CallContext:
+        left_s = context.time_remaining()
+        deadline_s = None if left_s is None else self._clock.monotonic_s() + left_s
+        metadata = {str(key): value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        return CallContext(deadline_s, metadata)
+
+
+def _abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
+    status = status_of(error)
+    context.set_trailing_metadata(((CODE_KEY, status.code),))
+    context.abort(grpc.StatusCode[status.grpc], status.text)

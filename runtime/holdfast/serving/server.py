@@ -23,6 +23,7 @@ from holdfast.serving.grpcio_front import GrpcioFront
 from holdfast.serving.http_front import HttpFront
 from holdfast.serving.http_wire import HttpLimits
 from holdfast.serving.protocols import RequestTap
+from holdfast.serving.rpc import RpcTable
 from holdfast.serving.service import MAX_IN_FLIGHT, InferenceService
 from holdfast.serving.splice import Splice, SpliceLimits
 
@@ -82,7 +83,8 @@ class Server:
         self._options = options
         self._service = InferenceService(pool, taps, clock, max_in_flight=options.max_in_flight)
         self._grpc = GrpcioFront(
-            self._service,
+            RpcTable(self._service, clock),
+            clock,
             max_message_bytes=options.max_message_bytes,
             max_concurrent_calls=options.max_in_flight,
         )
