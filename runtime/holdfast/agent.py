@@ -130,7 +130,7 @@ class Agent:
             _install_settings(config),
         )
         self._manifests = CurrentManifests(parts.store)
-        self._meter = WindowMeter(clock, self._digest_of, parts.bytes_out.take)
+        self._meter = WindowMeter(clock, self.installer.digest_of, parts.bytes_out.take)
         self._data_meter = DataMeter(clock, self._profile_of, lambda: data_allowed(parts.policy.current(), clock))
         self._recorder = WindowRecorder(
             (self._meter, self._data_meter),
@@ -194,9 +194,6 @@ class Agent:
 
     def _tell(self, event: ModelEvent) -> None:
         self._parts.journal.append(event)
-
-    def _digest_of(self, model: str, version: str) -> str:
-        return self.installer.active().get(model, "")
 
     def _profile_of(self, model: str, version: str) -> ModelProfile | None:
         found = self._manifests.find(model, version)

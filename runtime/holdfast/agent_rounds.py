@@ -15,7 +15,7 @@ from holdfast.learn.data import count_rows
 from holdfast.learn.host import RoundHost, WorkerSettings
 from holdfast.learn.spending import Spending
 from holdfast.lifecycle import Stop, Task
-from holdfast.policy.evaluate import OFFER_INVALID, Decision, OfferFacts, evaluate_offer
+from holdfast.policy.evaluate import OFFER_INVALID, UNKNOWN_MODEL, Decision, OfferFacts, evaluate_offer
 from holdfast.trust.durable import make_folder
 from holdfast.update.codecs import CODECS
 from holdfast.wire.messages import RoundAnswer, RoundOffer
@@ -69,8 +69,11 @@ class _Judge:
             expected_bytes=expected_bytes,
         )
         decision = evaluate_offer(self.parts.policy.current(), offer, facts)
-        if decision.accepted:
-            self.spending.charge(offer, expected_bytes)
+        if not decision.accepted:
+            return decision
+        if self.find_ground(offer) is None:  # before anything is charged for it
+            return Decision(False, UNKNOWN_MODEL, "the base bundle of the offer is on this device")
+        self.spending.charge(offer, expected_bytes)
         return decision
 
     def find_ground(self, offer: RoundOffer) -> Ground | None:

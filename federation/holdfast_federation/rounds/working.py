@@ -20,7 +20,7 @@ from holdfast.author.candidate import RunFacts, derive_candidate
 from holdfast.bundle.files import WEIGHTS_FILE
 from holdfast.bundle.verify import UnverifiedBundle, read_bundle
 from holdfast.clock import Clock
-from holdfast.errors import BundleError, RoundError
+from holdfast.errors import HoldfastError, RoundError
 from holdfast.trust.durable import make_folder
 from holdfast.trust.keys import Signer
 from holdfast.update.layout import FlatLayout, LayoutEntry
@@ -151,6 +151,6 @@ def _make_candidate(
         candidate = derive_candidate(
             container, outcome.weights, version=version, run=facts, signer=around.run_key, ancestor=ancestor
         )
-    except BundleError as error:
+    except HoldfastError as error:
         raise RoundError(f"no candidate can be made: {error}") from error
     return around.shelf.add(candidate)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from holdfast.bundle.files import WEIGHTS_FILE
-from holdfast.bundle.manifest import Lineage
+from holdfast.bundle.manifest import Lineage, Manifest
 from holdfast.bundle.verify import UnverifiedBundle, VerifiedBundle, read_bundle, verify_bundle
 from holdfast.clock import Clock
 from holdfast.errors import FormatError, HoldfastError, LinkError, ModelError, StateError, TrialError, TrustError
 from holdfast.inference.pool import ModelPool
-from holdfast.inference.session import SessionOptions
+from holdfast.inference.session import ModelSession, SessionOptions
 from holdfast.inference.tensors import TensorRequest
 from holdfast.inference.trial import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S, Golden, run_trial
 from holdfast.models.activation import ActivationTrust, check_activation, check_order, read_assignment
@@ -56,6 +56,7 @@ EVENT_ROLLED_BACK = "rolled_back"
 EVENT_REFUSED = "refused"
 
 MAX_REASON_CHARS = 500  # of an error's message in an event
+MAX_VERSIONS_KNOWN = 256  # (name, version) pairs whose bundle is remembered for the windows they appear in
 MAX_TOLD = 1_000  # refused deliveries remembered, so that none is told twice; beyond that none is told
 
 
@@ -106,12 +107,20 @@ class Installer:
         self._surroundings = surroundings
         self._settings = settings or InstallSettings()
         self._serving: dict[str, _Serving] = {}
+        self._digests: dict[tuple[str, str], str] = {}
         self._told: set[bytes] = set()
         self._turn = threading.Lock()
 
     def active(self) -> dict[str, str]:
         """Model name -> digest of what is served, for a check-in. Never waits for an installation."""
         return {name: serving.digest for name, serving in dict(self._serving).items()}
+
+    def digest_of(self, model: str, version: str) -> str:
+        """The bundle that answered under this name and version since the process started; "" if none did.
+
+        A window that a swap cuts in two holds answers of both versions: each is told under its own bundle.
+        """
+        return self._digests.get((model, version), "")
 
     def number(self) -> int:
         """The newest assignment number that was carried out or refused, for a check-in."""
@@ -208,8 +217,7 @@ class Installer:
         session = warm_session(verified, self._settings.options)
         # on the disk first: a power cut here finds the new model, tried and approved, in its place
         self._store.move(assignment.model, SWAPPED)
-        self._pool.swap(assignment.model, slot.version, session)
-        self._serve(verified)
+        self._serve(verified, session)
         self._emit(assignment, EVENT_ACTIVATED, " ".join(order.alarms))
 
     def _bring(self, blob_sha256: str, size_bytes: int) -> UnverifiedBundle:
@@ -234,8 +242,10 @@ class Installer:
         )
         check_signature(bundle.manifest, report.inputs, report.outputs)
 
-    def _serve(self, bundle: VerifiedBundle) -> None:
+    def _serve(self, bundle: VerifiedBundle, session: ModelSession) -> None:
         manifest, now_s = bundle.manifest, self._surroundings.clock.monotonic_s()
+        self._digests = {**dict(list(self._digests.items())[-MAX_VERSIONS_KNOWN:]), _key(manifest): bundle.digest}
+        self._pool.swap(manifest.name, manifest.version, session)
         self._serving[manifest.name] = _Serving(bundle.digest, manifest.version, golden_of(bundle.golden), now_s)
 
     def _probe(self, name: str, serving: _Serving) -> HoldfastError | None:
@@ -261,8 +271,7 @@ class Installer:
         if verified.digest != slot.digest:
             raise StateError(f"bundle {verified.digest[:16]} lies in the place of {slot.digest[:16]}")
         session = warm_session(verified, self._settings.options)
-        self._pool.swap(verified.manifest.name, verified.manifest.version, session)
-        self._serve(verified)
+        self._serve(verified, session)
 
     def _roll_back(self, slots: Slots, reason: str) -> None:
         """Put the previous model in the place of the current one; with none, stop serving rather than serve harm."""
@@ -293,6 +302,10 @@ class Installer:
     def _emit_slot(self, slots: Slots, slot: Slot | None, event: str, reason: str) -> None:
         if slot is not None:
             self._surroundings.emit(ModelEvent(slots.name, slot.digest, event, reason, slot.number))
+
+
+def _key(manifest: Manifest) -> tuple[str, str]:
+    return manifest.name, manifest.version
 
 
 def _described(slot: Slot, bundle: UnverifiedBundle) -> Slot:

@@ -2,6 +2,7 @@
 
 No policy, or an expired one, allows no round and no data window; operational reports go on, because a device that
 falls silent cannot be told apart from one that broke. The first rule that says no decides, in the order below.
+A run that nobody signed can promise no purpose, cohort or clip: `unsigned_runs = true` gives those up, and only those.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _check_validity(policy: Policy, offer: RoundOffer, facts: OfferFacts) -> Dec
 
 def _check_permission(policy: Policy, offer: RoundOffer, facts: OfferFacts) -> Decision:
     rounds = policy.rounds
-    if offer.purpose not in rounds.purposes:
+    if facts.signature_holds is not None and offer.purpose not in rounds.purposes:
         return _no(PURPOSE_NOT_ALLOWED, f"rounds.purposes = {', '.join(rounds.purposes) or 'none'}")
     if offer.handler not in rounds.handlers:
         return _no(HANDLER_NOT_ALLOWED, f"rounds.handlers = {', '.join(rounds.handlers) or 'none'}")
@@ -155,11 +156,12 @@ def _check_permission(policy: Policy, offer: RoundOffer, facts: OfferFacts) -> D
 
 def _check_privacy(policy: Policy, offer: RoundOffer, facts: OfferFacts) -> Decision:
     rounds = policy.rounds
-    if offer.privacy.minimum_cohort < rounds.minimum_cohort:
+    promised = facts.signature_holds is not None
+    if promised and offer.privacy.minimum_cohort < rounds.minimum_cohort:
         return _no(MINIMUM_COHORT, f"rounds.minimum_cohort = {rounds.minimum_cohort}")
     if facts.local_rows < rounds.minimum_rows:
         return _no(TOO_FEW_ROWS, f"rounds.minimum_rows = {rounds.minimum_rows}")
-    if rounds.require_clip and offer.handler == "train" and not offer.privacy.clip_norm > 0:
+    if promised and rounds.require_clip and offer.handler == "train" and not offer.privacy.clip_norm > 0:
         return _no(CLIP_REQUIRED, "rounds.require_clip = true")
     return ALLOWED
 

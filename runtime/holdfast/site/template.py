@@ -31,7 +31,7 @@ minimum_rows = 100         # a data window closes only with at least this many r
 [rounds]
 purposes = []              # for example ["digits-quality"]; a purpose that is not named is refused
 handlers = ["train", "evaluate"]
-unsigned_runs = false      # stock Flower runs without a signed offer
+unsigned_runs = false      # stock Flower runs: nobody signs for their purpose, cohort or clip
 minimum_cohort = 2         # fewest devices in a round
 minimum_rows = 100         # smallest local data set that may answer
 require_clip = true        # offers must bound the norm of an update

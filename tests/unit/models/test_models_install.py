@@ -86,6 +86,17 @@ def test_candidate_replaces_the_first_and_is_confirmed(device: Device) -> None:
     assert device.told() == ["staged", "activated", "staged", "activated", "confirmed"]
 
 
+def test_answers_of_both_versions_are_told_under_their_own_bundle(device: Device) -> None:
+    device.installer.handle([bundles.delivery(KEYS, FIRST, 1)])
+    device.installer.handle([bundles.delivery(KEYS, CANDIDATE, 2)])
+
+    first, candidate = (read_bundle(each) for each in (FIRST, CANDIDATE))
+
+    assert device.installer.digest_of("scale", first.manifest.version) == first.digest
+    assert device.installer.digest_of("scale", candidate.manifest.version) == candidate.digest
+    assert device.installer.digest_of("scale", "never served") == ""
+
+
 def test_candidate_on_a_bare_device_brings_its_ancestor_along(device: Device) -> None:
     device.installer.install(bundles.delivery(KEYS, CANDIDATE, 1))
     device.restart()

@@ -72,6 +72,17 @@ def test_unsigned_runs_pass_only_where_the_site_allows_them() -> None:
     assert decision.accepted
 
 
+def test_an_unsigned_run_promises_no_purpose_cohort_or_clip_and_needs_none() -> None:
+    policy = verified(make_policy(rounds=make_rounds(unsigned_runs=True)))
+    offer = make_offer(purpose="unsigned", privacy=PrivacyTerms())
+
+    unsigned = evaluate_offer(policy, offer, dataclasses.replace(FACTS, signature_holds=None))
+    signed = evaluate_offer(policy, offer, FACTS)
+
+    assert unsigned.accepted
+    assert signed.reason_code == "purpose_not_allowed"
+
+
 def test_an_evaluation_needs_no_clip() -> None:
     offer = make_offer(handler="evaluate", privacy=PrivacyTerms(minimum_cohort=2))
 
