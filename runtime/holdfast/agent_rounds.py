@@ -35,8 +35,8 @@ def join_rounds(parts: Parts) -> Offers:
     config = parts.config
     if config.data is None:
         return Offers()
-    make_folder(parts.state.samples)
-    judge = _Judge(parts, Spending(parts.state.samples / "spending.json", parts.clock), count_rows(config.data))
+    make_folder(parts.state.rounds)
+    judge = _Judge(parts, Spending(parts.state.rounds / "spending.json", parts.clock), count_rows(config.data))
     host = RoundHost(parts.link, _authority(parts, judge), _worker_settings(parts), parts.clock)
     tasks = [Task("rounds", host.run)]
     if config.superlink and not config.superlink_model:
@@ -81,7 +81,8 @@ class _Judge:
         data = self.parts.config.data
         for slot in (slots.current, slots.previous):
             if slot is not None and data is not None and slot.digest == offer.base_bundle_digest:
-                return Ground(self.parts.store.path(slot.blob_sha256), data, self.rows, HOLD_OUT)
+                # absolute: the worker has a working folder of its own
+                return Ground(self.parts.store.path(slot.blob_sha256).absolute(), data.absolute(), self.rows, HOLD_OUT)
         return None
 
     def record(self, answer: RoundAnswer) -> None:
@@ -104,7 +105,7 @@ def _authority(parts: Parts, judge: _Judge) -> RoundAuthority:
 
 
 def _worker_settings(parts: Parts) -> WorkerSettings:
-    return WorkerSettings(node_key=parts.device.flower_key, state=parts.state.samples)
+    return WorkerSettings(node_key=parts.device.flower_key.absolute(), state=parts.state.rounds.absolute())
 
 
 def _join_unsigned(parts: Parts, judge: _Judge, stop: Stop) -> None:
@@ -116,8 +117,8 @@ def _join_unsigned(parts: Parts, judge: _Judge, stop: Stop) -> None:
             stop.wait(WAIT_FOR_MODEL_S)
             continue
         settings = WorkerSettings(
-            node_key=parts.device.flower_key,
-            state=parts.state.samples,
+            node_key=parts.device.flower_key.absolute(),
+            state=parts.state.rounds.absolute(),
             superlink=parts.config.superlink,
             stay=True,
             unsigned_model=model,

@@ -82,7 +82,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.fixture
 def place(tmp_path: Path, run: Run) -> Iterator[Place]:
     (tmp_path / "triage.onnx").write_bytes(models.he_mlp((5, 7, 3)))
-    np.savez(tmp_path / "rows.npz", input=ROWS, labels=np.zeros(30, np.int64))
+    np.savez(tmp_path / "rows.npz", input=ROWS, y=np.zeros(30, np.int64))
     run("key", "create", "author", "author")
     run("key", "create", "approver", "alice")
     keys = ("--author-key", "author/author.pub", "--approver-key", "alice/approver.pub")

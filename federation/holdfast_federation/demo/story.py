@@ -157,7 +157,7 @@ class Story:
             self.digits.author, batch=terms.batch, learning_rate=terms.learning_rate, seed=terms.seed
         )
         (root / "digits.onnx").write_bytes(model)
-        np.savez(root / "author-samples.npz", image=self.digits.author.images, labels=self.digits.author.labels)
+        np.savez(root / "author-samples.npz", image=self.digits.author.images, y=self.digits.author.labels)
         bundle = root / "digits-1.bundle"
         run_holdfast(
             *("bundle", "pack", str(root / "digits.onnx"), "--key", str(self._world.author), "--name", MODEL),

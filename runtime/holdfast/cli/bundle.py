@@ -51,7 +51,7 @@ def read_keys(paths: Sequence[Path]) -> tuple[PublicKey, ...]:
 def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="a self-contained ONNX model")
     parser.add_argument("--key", type=Path, required=True, metavar="DIR", help="folder of the author's key")
-    parser.add_argument("--samples", type=Path, required=True, metavar="FILE.npz", help="an array per model input")
+    parser.add_argument("--samples", type=Path, required=True, metavar="FILE.npz", help="inputs by name, labels as y")
     parser.add_argument("--name", help="name of the model; default: the file's stem")
     parser.add_argument("--version", required=True, help="version of the model")
     parser.add_argument("--owner", required=True, help="who answers for it")
@@ -115,7 +115,7 @@ def _read_samples(path: Path) -> Samples:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise UsageError(f"samples {path} is not an npz of plain arrays; write it with numpy.savez") from error
-    labels = arrays.pop("labels", None)
+    labels = arrays.pop("y", None)
     return Samples(arrays, None if labels is None else labels.astype(np.int64))
 
 

@@ -51,8 +51,8 @@ class StateFolder:
         return self.path / "outbox.db"
 
     @property
-    def samples(self) -> Path:
-        return self.path / "samples.db"
+    def rounds(self) -> Path:
+        return self.path / "rounds"
 
     @property
     def checkpoints(self) -> Path:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import FormatError, HoldfastError, LinkError, RoundError
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 TEND_S = 0.5
 STOP_TIMEOUT_S = 5.0
+MAX_LOG_BYTES = 1_048_576  # 1 MiB
 MAX_RESTARTS = 3  # of a worker that crashes while an offer is open; then the round goes on without this device
 REFUSED_EXIT = 3  # the worker's exit code when its node key was refused: a restart would not help
 IDLE_MARGIN_S = 30.0
@@ -165,7 +166,7 @@ class RoundHost:
         environment = {
             name: os.environ[name] for name in ("PATH", "LANG", "VIRTUAL_ENV", "PYTHONPATH") if name in os.environ
         } | {"FLWR_HOME": str(self._folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        with (self._settings.state / "worker.log").open("wb") as log:
+        with open_log(self._settings.state / "worker.log") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "holdfast.learn.worker"],
                 env=environment,
@@ -272,6 +273,12 @@ class RoundHost:
             )  # fmt: skip
         except (KeyError, ValueError) as error:
             raise FormatError("an unsigned run's request lacks a field or has one of another type") from error
+
+
+def open_log(path: Path) -> BinaryIO:
+    """The worker's log for appending, so that a restart does not wipe out why; begun anew when it is large."""
+    large = path.exists() and path.stat().st_size > MAX_LOG_BYTES
+    return path.open("wb" if large else "ab")
 
 
 def _fields(body: bytes) -> dict[str, object]:

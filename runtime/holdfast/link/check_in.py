@@ -122,8 +122,11 @@ class CheckIn:
             logger.warning("check-in failed", extra={"error": str(error), "failures": self._failures})
             return self._chance.uniform(0.0, min(LONGEST_PAUSE_S, self._interval_s * 2 ** min(self._failures, 16)))
         self._failures = 0
+        before = dict(self._handlers.assignments.active())
         self._hand_on("assignments", lambda: self._handlers.assignments.handle(response.assignments))
         self._hand_on("offers", lambda: self._handlers.offers.handle(response.offers))
+        if dict(self._handlers.assignments.active()) != before:
+            return MIN_INTERVAL_S  # what is in service changed: say so, rather than look idle until the next time
         asked_s = response.next_check_in_ms / 1000 or self._interval_s
         # a tenth of spread, so that a fleet started together does not stay in step
         return min(max(asked_s, MIN_INTERVAL_S), MAX_INTERVAL_S) * self._chance.uniform(0.9, 1.1)
