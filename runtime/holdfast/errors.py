@@ -23,7 +23,8 @@
     │   ├── OverloadedError
     │   ├── DeadlineError
     │   ├── InferenceError   the model itself failed on inputs that fit its signature
-    │   └── UnsupportedError a part of the protocol that this server does not offer
+    │   ├── UnsupportedError a part of the protocol that this server does not offer
+    │   └── StoppingError    the server is stopping; ask another one, or again in a moment
     ├── PolicyError          the site's policy is missing, not valid, or says no
     ├── RoundError           an offer, an update or a run is refused
     │   ├── NodeRefusedError the SuperLink does not know this worker's node key, or it was revoked
@@ -127,7 +128,13 @@ class InvalidTensorError(RequestError):
 
 
 class OverloadedError(RequestError):
+    """`retry_after_s`: when the queue will have room again, as far as it can be told; None = not known."""
+
     code = "HF-REQUEST-004"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineError(RequestError):
@@ -140,6 +147,10 @@ class InferenceError(RequestError):
 
 class UnsupportedError(RequestError):
     code = "HF-REQUEST-007"
+
+
+class StoppingError(RequestError):
+    code = "HF-REQUEST-008"
 
 
 class PolicyError(HoldfastError):

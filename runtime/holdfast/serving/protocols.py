@@ -1,15 +1,16 @@
-"""What others may listen to: the answers that were given, and the labels that came later.
+"""What passes between the fronts, the scheduler and those who listen: requests that wait, answers, labels, counters.
 
 Why protocols and not base classes: observe and learn stand beside this room and must not be imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast.inference.tensors import Array
+from holdfast.errors import HoldfastError
+from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
 
 OK = "ok"
 
@@ -39,3 +40,56 @@ class LabelSink(Protocol):
 
     def on_labels(self, model: str, request_id: str, labels: Array) -> None:
         """Take note. labels: int64[batch], in the order of the request's rows. Must not block or raise."""
+
+
+Answer = TensorResponse | HoldfastError
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A decoded request that waits for its answer. `done` is called exactly once.
+
+    deadline_s: on the monotonic clock; None = it may wait as long as the queue lets it.
+    priority: 1 is served first, larger numbers later, 0 means "not said" (as in Triton's request parameter).
+    """
+
+    request: TensorRequest
+    deadline_s: float | None
+    done: Callable[[Answer], None]
+    priority: int = 0
+
+
+class Scheduler(Protocol):
+    """Decides when and with whom a request runs."""
+
+    def submit(self, batch: Sequence[Pending]) -> None:
+        """Take what arrived in one tick of the loop. On the loop's thread; `done` is called there too."""
+
+    def run(self, requests: Sequence[TensorRequest], deadline_s: float | None = None) -> list[Answer]:
+        """Answer requests in their order, on the caller's thread or while it waits. Not for the loop's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEvent:
+    """One run of a model. Times are seconds; `queue_s` is the sum over the requests of the run.
+
+    `rows` counts the clients' rows, without padding; `failed` is the number of its requests that got an error.
+    """
+
+    model: str
+    version: str
+    requests: int
+    rows: int
+    failed: int
+    queue_s: float
+    compute_s: float
+
+
+class SchedulerObserver(Protocol):
+    """Counts what the scheduler does. Called on the thread that did it; must be quick, thread-safe and not raise."""
+
+    def on_batch(self, event: BatchEvent) -> None:
+        """A model ran."""
+
+    def on_refused(self, model: str, version: str, code: str) -> None:
+        """A request was answered without a run: unknown model, overload, deadline, server stopping."""

@@ -19,6 +19,7 @@ from holdfast.errors import (
     ModelError,
     OverloadedError,
     RequestError,
+    StoppingError,
     UnknownModelError,
     UnsupportedError,
 )
@@ -31,6 +32,7 @@ STATUS_OF: tuple[tuple[type[HoldfastError], str, int], ...] = (
     (OverloadedError, "RESOURCE_EXHAUSTED", 429),
     (DeadlineError, "DEADLINE_EXCEEDED", 504),
     (UnsupportedError, "UNIMPLEMENTED", 501),
+    (StoppingError, "UNAVAILABLE", 503),
     (InferenceError, "INTERNAL", 500),
     (RequestError, "INVALID_ARGUMENT", 400),
     (ModelError, "UNAVAILABLE", 503),
