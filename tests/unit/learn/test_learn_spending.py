@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.fakes.clock import FakeClock
 
 from holdfast.errors import StateError
 from holdfast.learn.spending import Spending
 from holdfast.wire.messages import PrivacyTerms, RoundOffer
-from tests.fakes.clock import FakeClock
 
 DAY_S = 86_400
 
