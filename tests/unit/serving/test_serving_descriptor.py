@@ -6,12 +6,22 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import Descriptor
-from tritonclient.grpc import service_pb2
+from google.protobuf.descriptor import Descriptor, FileDescriptor
+from grpc_health.v1 import health_pb2 as their_health_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
-from holdfast.serving import oip_pb2
+from holdfast.serving import health_pb2, oip_pb2, reflection_v1_pb2, reflection_v1alpha_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
+OURS = set(oip_pb2.DESCRIPTOR.message_types_by_name)
+THEIRS = service_pb2.DESCRIPTOR.message_types_by_name
+THEIR_CONFIG = model_config_pb2.DESCRIPTOR.message_types_by_name
+SOURCES = {
+    "inference/grpc_service": oip_pb2,
+    "grpc_standard/health": health_pb2,
+    "grpc_standard/reflection_v1": reflection_v1_pb2,
+    "grpc_standard/reflection_v1alpha": reflection_v1alpha_pb2,
+}
 
 
 def shape_of(message: Descriptor) -> dict[str, object]:
@@ -29,26 +39,58 @@ def shape_of(message: Descriptor) -> dict[str, object]:
     return {**fields, **{nested.name: shape_of(nested) for nested in message.nested_types}}
 
 
-@pytest.mark.parametrize("name", sorted(oip_pb2.DESCRIPTOR.message_types_by_name))
+@pytest.mark.parametrize("name", sorted(OURS & set(THEIRS)))
 def test_message_is_the_clients(name: str) -> None:
     ours = oip_pb2.DESCRIPTOR.message_types_by_name[name]
-    theirs = service_pb2.DESCRIPTOR.message_types_by_name[name]
 
-    assert ours.full_name == theirs.full_name
-    assert shape_of(ours) == shape_of(theirs)
+    assert ours.full_name == THEIRS[name].full_name
+    assert shape_of(ours) == shape_of(THEIRS[name])
+
+
+@pytest.mark.parametrize("name", sorted(OURS - set(THEIRS)))
+def test_message_of_the_configuration_is_a_part_of_the_clients(name: str) -> None:
+    ours, theirs = shape_of(oip_pb2.DESCRIPTOR.message_types_by_name[name]), shape_of(THEIR_CONFIG[name])
+
+    assert ours.items() <= theirs.items()
+
+
+@pytest.mark.parametrize("name", sorted(oip_pb2.DESCRIPTOR.enum_types_by_name))
+def test_enum_is_the_clients(name: str) -> None:
+    ours = oip_pb2.DESCRIPTOR.enum_types_by_name[name]
+    theirs = model_config_pb2.DESCRIPTOR.enum_types_by_name[name]
+
+    assert [(v.name, v.number) for v in ours.values] == [(v.name, v.number) for v in theirs.values]
+
+
+def test_health_is_the_standard_one() -> None:
+    for name, theirs in their_health_pb2.DESCRIPTOR.message_types_by_name.items():
+        ours = health_pb2.DESCRIPTOR.message_types_by_name[name]
+        assert shape_of(ours) == shape_of(theirs)
+        for kind, enum in theirs.enum_types_by_name.items():
+            assert {v.name: v.number for v in ours.enum_types_by_name[kind].values} == {
+                v.name: v.number for v in enum.values
+            }
+    assert calls_of(health_pb2.DESCRIPTOR) == calls_of(their_health_pb2.DESCRIPTOR)
 
 
 def test_calls_are_the_clients() -> None:
-    ours = oip_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    theirs = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    ours, theirs = calls_of(oip_pb2.DESCRIPTOR), calls_of(service_pb2.DESCRIPTOR)
 
-    assert ours.full_name == theirs.full_name
-    for method in ours.methods:
-        twin = theirs.methods_by_name[method.name]
-        assert (method.input_type.full_name, method.output_type.full_name) == (
-            twin.input_type.full_name,
-            twin.output_type.full_name,
+    assert ours.items() <= theirs.items()
+
+
+def calls_of(file: FileDescriptor) -> dict[str, tuple[str, str, bool, bool]]:
+    """Input, output and streaming of every call, by full name."""
+    return {
+        method.full_name: (
+            method.input_type.full_name,
+            method.output_type.full_name,
+            method.client_streaming,
+            method.server_streaming,
         )
+        for service in file.services_by_name.values()
+        for method in service.methods
+    }
 
 
 def test_messages_live_in_a_pool_of_their_own() -> None:
@@ -66,21 +108,18 @@ def test_bytes_of_one_are_read_by_the_other() -> None:
     assert oip_pb2.ModelInferRequest.FromString(theirs.SerializeToString()) == ours
 
 
-def test_generated_module_holds_the_proto_file_as_it_stands() -> None:
-    """Without the generator: every field line of the .proto file is in the checked-in descriptor."""
-    source = (ROOT / "protos" / "inference" / "grpc_service.proto").read_text(encoding="utf-8")
-    found = 0
-    for line in source.splitlines():
-        code = line.split("//")[0].strip()
-        if code.endswith(";") and "=" in code and not code.startswith("syntax"):
-            name, number = code.rstrip(";").rsplit("=", 1)[0].split()[-1], int(code.rstrip(";").rsplit("=", 1)[1])
-            assert any(
-                (name, number) in {(field.name, field.number) for field in message.fields}
-                for message in _all_messages()
-            )
-            found += 1
+@pytest.mark.parametrize("source", SOURCES)
+def test_generated_module_holds_the_proto_file_as_it_stands(source: str) -> None:
+    """Without the generator: every numbered line of the .proto file is in the checked-in descriptor."""
+    lines = (ROOT / "protos" / f"{source}.proto").read_text(encoding="utf-8").splitlines()
+    numbered = [code for line in lines if " = " in (code := line.split("//")[0].strip()) and code.endswith(";")]
+    written = [
+        (code.split(" = ")[0].split()[-1], int(code.rstrip(";").split(" = ")[1]))
+        for code in numbered
+        if not code.startswith("syntax")
+    ]
 
-    assert found == sum(len(message.fields) for message in _all_messages() if not message.GetOptions().map_entry)
+    assert sorted(written) == sorted(_numbers(SOURCES[source].DESCRIPTOR))
 
 
 def test_generator_is_importable_without_its_environment() -> None:
@@ -91,12 +130,19 @@ def test_generator_is_importable_without_its_environment() -> None:
 
     spec.loader.exec_module(module)
 
-    assert module.PROTO.exists()
-    assert module.TARGET.with_suffix(".pyi").exists()
+    for target, proto in module.MODULES.items():
+        assert proto.exists()
+        assert target.with_suffix(".pyi").exists()
 
 
-def _all_messages() -> list[Descriptor]:
-    queue = list(oip_pb2.DESCRIPTOR.message_types_by_name.values())
+def _numbers(file: FileDescriptor) -> list[tuple[str, int]]:
+    """Name and number of every field and every enum value."""
+    queue = list(file.message_types_by_name.values())
+    enums = list(file.enum_types_by_name.values())
+    found: list[tuple[str, int]] = []
     for message in queue:
-        queue.extend(message.nested_types)
-    return queue
+        if not message.GetOptions().map_entry:
+            queue.extend(message.nested_types)
+            enums.extend(message.enum_types)
+            found += [(field.name, field.number) for field in message.fields]
+    return found + [(value.name, value.number) for enum in enums for value in enum.values]
