@@ -26,7 +26,7 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip", type=float, dest="clip_norm", help="L2 bound of an update (default: what the author allows)"
     )
-    parser.add_argument("--quorum", type=int, help="updates that a round needs (default: half of the devices)")
+    parser.add_argument("--quorum", type=int, help="updates that a round needs (default: half of the devices, and two)")
     parser.add_argument("--minimum-devices", type=int, help="acceptances that the run needs (default: the quorum)")
     parser.add_argument("--deadline", type=float, dest="deadline_s", help="seconds per round (default 300)")
     parser.add_argument("--invite", type=float, dest="invite_s", help="seconds to wait for answers (default 120)")

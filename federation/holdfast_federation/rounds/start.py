@@ -15,6 +15,7 @@ from holdfast_federation.rounds.runs import RunSpec
 from holdfast_federation.rounds.store import RunStore
 
 DEFAULT_SHARE = 2  # one of so many invited devices must contribute, at least, if nothing else is said
+SMALLEST_COHORT = 2  # of one device the mean would be its own update; sites refuse that by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def start_run(wish: RunWish, store: RunStore, devices: Devices, container: Calla
     if wish.batch not in (0, manifest.training.batch):
         raise RoundError(f"the graphs of {wish.model!r} are for batch {manifest.training.batch}, got {wish.batch}")
     invited = _invited(wish, base, present)
-    quorum = wish.quorum or max(1, -(-len(invited) // DEFAULT_SHARE))
+    quorum = wish.quorum or min(len(invited), max(SMALLEST_COHORT, -(-len(invited) // DEFAULT_SHARE)))
     spec = RunSpec(
         run_id=f"run-{secrets.token_hex(6)}",
         model=wish.model,

@@ -23,7 +23,7 @@ ENTRY_POINT_GROUP = "holdfast.commands"
 GROUPS = {
     "agent": "the enrolled device: enrol, run, status",
     "bundle": "pack, verify and inspect a model bundle",
-    "coordinator": "the coordinator: init, run, tokens, devices, models",
+    "coordinator": "the coordinator: init, run, tokens, devices, models, rounds",
     "evidence": "export evidence, and verify it offline",
     "key": "make the keys of an author or an approver",
     "rounds": "federated rounds: start, list, stop",
