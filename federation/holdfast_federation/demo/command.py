@@ -34,7 +34,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from holdfast_federation.demo.narrator import Narrator
     from holdfast_federation.demo.processes import Children
-    from holdfast_federation.demo.story import Story, Terms
+    from holdfast_federation.demo.record import Terms
+    from holdfast_federation.demo.story import Story
     from holdfast_federation.demo.world import World
 
     if not (1 <= arguments.devices <= 8 and 1 <= arguments.rounds <= 100):
@@ -74,7 +75,7 @@ def _folder(state: Path | None) -> Path:
 
 def _conclude(story: Story, world: World, narrator: Narrator, *, as_json: bool) -> bool:
     """Print the summary and whether each claim holds."""
-    from holdfast_federation.demo.story import as_json_text
+    from holdfast_federation.demo.record import as_json_text
     from holdfast_federation.demo.summary import claims, table
 
     narrator.heading("What came out")

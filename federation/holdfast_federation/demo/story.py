@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import random
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from holdfast.evidence.entries import parse_entries
-from holdfast.evidence.figures import Figures
 from holdfast.evidence.layout import read_evidence
 from holdfast.evidence.scorecard import Scorecard, evaluate, parse_definition
 from holdfast.evidence.tally import compute_figures
@@ -24,7 +19,8 @@ from holdfast_federation.demo.data import LABELS, Digits, split_digits
 from holdfast_federation.demo.forgery import file_at, flip_a_byte, forge
 from holdfast_federation.demo.narrator import Narrator
 from holdfast_federation.demo.processes import DemoError, run_holdfast, run_holdfast_json, try_holdfast_json
-from holdfast_federation.demo.traffic import Client, Tally, accuracy_as_served
+from holdfast_federation.demo.record import Record, Terms
+from holdfast_federation.demo.traffic import Client, accuracy_as_served
 from holdfast_federation.demo.world import FOREIGN_PURPOSE, MODEL, PURPOSE, World
 from holdfast_federation.governance.scorecard import read_definition, render
 
@@ -33,49 +29,6 @@ SERVE_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 300.0
 REPORT_TIMEOUT_S = 30.0
 FINAL = ("done", "failed")
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the run is asked to do, and the seed of everything that is drawn."""
-
-    rounds: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One sentence about this run of the story, and whether it holds."""
-
-    text: str
-    holds: bool
-
-
-@dataclass(slots=True)
-class Record:
-    """What was found, for the summary and the checks."""
-
-    first_digest: str = ""
-    candidate_digest: str = ""
-    candidate_version: str = ""
-    holdout_before: float = 0.0
-    holdout_after: float = 0.0
-    refusal: dict[str, str] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    figures: Figures | None = None
-    evidence: Path | None = None
-    verdict: str = ""
-    verdict_without_roots: str = ""
-    flip_seed: int = 0
-    flipped_offset: int = -1
-    flip_finding: str = ""
-    flip_named: bool = False
-    forgery_verdict: str = ""
-    forgery_verdict_without_roots: str = ""
-    scorecard: dict[str, object] = field(default_factory=dict)
 
 
 class Story:
@@ -327,14 +280,3 @@ class Story:
             record.forgery_verdict = str(self._verify(forged, with_roots=True)["verdict"])
             record.forgery_verdict_without_roots = str(self._verify(forged, with_roots=False)["verdict"])
         say.fact(f"with the real root keys: {record.forgery_verdict}; without: {record.forgery_verdict_without_roots}")
-
-
-def as_json_text(record: Record, claims: Sequence[Claim], elapsed_s: float) -> str:
-    """The record and its claims as one JSON object."""
-    fields = {each.name: getattr(record, each.name) for each in dataclasses.fields(record)}
-    fields["tallies"] = {name: dataclasses.asdict(tally) for name, tally in record.tallies.items()}
-    fields["figures"] = None if record.figures is None else json.loads(record.figures.to_json())
-    fields["evidence"] = str(record.evidence)
-    fields["claims"] = [dataclasses.asdict(claim) for claim in claims]
-    fields["elapsed_s"] = round(elapsed_s, 1)
-    return json.dumps(fields, sort_keys=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.evidence.figures import EvaluationFigures
-from holdfast_federation.demo.story import Claim, Record
+from holdfast_federation.demo.record import Claim, Record
 from holdfast_federation.demo.world import World
 
 FIRST_BELOW = 0.85
