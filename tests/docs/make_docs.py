@@ -25,6 +25,8 @@ PYPROJECT, SUMMARY = ROOT / "pyproject.toml", ROOT / "benchmarks" / "results" / 
 SOURCE_OF = {"runtime": ROOT / "runtime" / "holdfast", "federation": ROOT / "federation" / "holdfast_federation"}
 PACKAGE_OF = {"runtime": "holdfast", "federation": "holdfast_federation"}
 
+CODEC_VALUES = 1_000_000  # the size of update that the table of codecs speaks of
+
 _TREE_LINE = re.compile(r"[├└]── (\w+)\s*(.*)")
 EXIT_LINE = re.compile(r"^(EXIT_\w+) = (\d+)(?:\s+# (.*))?$", re.MULTILINE)
 
@@ -166,6 +168,22 @@ def _gradients(_: str) -> str:
     return table(("operator", "gradient"), rules) + "\n\n" + others
 
 
+def _codecs(_: str) -> str:
+    from holdfast.update.codecs import CODECS, LEGALITY
+
+    aggregations = sorted({aggregation for _, aggregation in LEGALITY}, reverse=True)
+    rows = [
+        (
+            f"`{name}`",
+            f"{4 * CODEC_VALUES / codec.encoded_size(CODEC_VALUES):.3g}",
+            f"{codec.norm_growth:.3g}",
+            *(LEGALITY.get((name, aggregation), "no") for aggregation in aggregations),
+        )
+        for name, codec in CODECS.items()
+    ]
+    return table(("codec", "times smaller", "norm may grow", *(f"`{each}`" for each in aggregations)), rows)
+
+
 def _exit_codes(_: str) -> str:
     return table(("exit code", "meaning"), exit_codes())
 
@@ -184,6 +202,7 @@ MADE: dict[str, dict[str, Callable[[str], str]]] = {
         "settings": _settings,
         "errors": _errors,
         "gradients": _gradients,
+        "codecs": _codecs,
         "decisions": _decisions,
     },
     "federation": {"rooms": _rooms, "commands": _commands, "settings": _settings, "decisions": _decisions},

@@ -23,9 +23,11 @@ from holdfast.bundle.verify import read_bundle
 from holdfast.clock import Clock
 from holdfast.errors import RoundError, TrainingError
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
+from holdfast.learn.residuals import ResidualStore
 from holdfast.learn.trainer import Trainer, TrainSettings
 from holdfast.learn.transport import RoundReply, RoundTask
 from holdfast.update.codecs import codec_named
+from holdfast.update.feedback import encode_with_residual
 from holdfast.update.layout import FlatLayout, LayoutEntry
 from holdfast.update.payload import make_payload
 
@@ -92,9 +94,10 @@ class Prepared:
 class Answerer:
     """Turns tasks into replies. `idle_s`: how long the last terms say it is worth to wait for the next."""
 
-    def __init__(self, agent: Agent, clock: Clock) -> None:
+    def __init__(self, agent: Agent, clock: Clock, state: Path | None = None) -> None:
         self._agent = agent
         self._clock = clock
+        self._residuals = None if state is None else ResidualStore(state / "residuals")
         self._prepared: OrderedDict[tuple[str, str, float], Prepared] = OrderedDict()
         self.idle_s = 0.0
 
@@ -117,14 +120,26 @@ class Answerer:
         settings = TrainSettings(terms.epochs, terms.batch, terms.learning_rate, terms.seed, self._deadline_s(terms))
         result = prepared.trainer.train(weights, samples, settings)
         rng = np.random.default_rng()  # from the system: nobody else may know the rounding
-        if terms.clip_norm > 0:
-            data = make_payload(result.delta, codec=terms.codec, clip=terms.clip_norm, rng=rng).data
-        else:
-            data = codec_named(terms.codec).encode(result.delta, rng)
+        data = self._encode(terms, prepared, result.delta, rng)
         metrics = {"loss_before": result.loss_before, "loss_after": result.loss_after}
         statement = self._sign(terms, data, result.sample_count, metrics)
         counts = {"num-examples": result.sample_count}
         return RoundReply({"update": np.frombuffer(data, dtype=np.uint8)}, counts, {"statement": statement})
+
+    def _encode(self, terms: Terms, prepared: Prepared, delta: Floats, rng: np.random.Generator) -> bytes:
+        """The clipped, encoded update; what its codec leaves out is on the disk when this returns."""
+        codec = codec_named(terms.codec)
+        if codec.keeps_residual:
+            if self._residuals is None:
+                raise RoundError(f"codec {codec.name!r} needs a place for what it leaves out, and there is none")
+            place = (prepared.manifest.name, prepared.layout, terms.offer_sha256)
+            before = self._residuals.before(*place)
+            split = encode_with_residual(delta, before, codec=codec, clip=terms.clip_norm, rng=rng)
+            self._residuals.keep(*place, before=before, after=split.residual)
+            return split.data
+        if terms.clip_norm > 0:
+            return make_payload(delta, codec=codec.name, clip=terms.clip_norm, rng=rng).data
+        return codec.encode(delta, rng)
 
     def _evaluate(self, terms: Terms, prepared: Prepared, weights: Floats) -> RoundReply:
         result = prepared.trainer.evaluate(weights, bounded(prepared.held_out, terms))

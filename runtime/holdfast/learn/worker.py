@@ -72,7 +72,7 @@ def _work(configuration: WorkerConfiguration, walls: Isolation) -> int:
     try:
         transport.activate()
         threading.Thread(target=_beat, args=(transport, clock, ended), name="heartbeat", daemon=True).start()
-        serve(transport, Answerer(agent, clock), configuration, clock)
+        serve(transport, Answerer(agent, clock, Path(configuration.remembered).parent), configuration, clock)
     except NodeRefusedError as error:
         _log_place("the node key was refused", error)
         return EXIT_REFUSED

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import RoundError
-from holdfast.update.codecs import Codec
+from holdfast.update.codec import Codec
 
 Floats = NDArray[np.float32]
 _ROUNDING = 1e-6  # relative; float32 rounding of each clipped value moves the norm by less than 2**-24

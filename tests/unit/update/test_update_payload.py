@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -58,6 +58,7 @@ def test_clip_refuses_nan() -> None:
 @pytest.mark.parametrize("codec", sorted(CODECS))
 @given(values=VALUES, clip=st.floats(1e-3, 1e3))
 def test_honest_update_always_opens(codec: str, values: np.ndarray, clip: float) -> None:
+    assume(codec != "fixed32-2p20" or min(clip, np.abs(values).max()) < 1.9)  # a larger value is refused when encoded
     payload = make_payload(values, codec=codec, clip=clip, rng=rng())
 
     delta = open_payload(payload.data, sha256=payload.sha256, codec=codec, count=values.size, clip=clip)
