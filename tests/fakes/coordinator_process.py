@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from holdfast.clock import SystemClock
@@ -32,7 +32,7 @@ def holdfast(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedPr
 class CoordinatorProcess:
     """`holdfast coordinator run` on one state folder."""
 
-    def __init__(self, state: Path, more: Sequence[str] = ()) -> None:
+    def __init__(self, state: Path, more: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         self.state = state
         self._ready = state.parent / f"{state.name}.ready.json"
         self._ready.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ class CoordinatorProcess:
             ],
             stdout=self._log,
             stderr=self._log,
-            env=_environment(),
+            env={**_environment(), **(environment or {})},
         )
         self.addresses: dict[str, str] = {}
 
