@@ -1,0 +1,156 @@
+"""The sending half of a connection: flow control, frames of the peer's size, and what has to wait.
+
+Rules: no octet of DATA beyond the peer's windows (RFC 9113 6.9); streams that wait take turns, a frame each; at most
+`BURST_BYTES` are turned into frames before the holder takes them, so that what waits is held once, not twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from holdfast.serving.http2 import frames
+from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
+from holdfast.serving.http2.limits import DEFAULT_FRAME_BYTES, DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES
+from holdfast.serving.http2.stream import Stream
+
+BURST_BYTES = 1_048_576
+
+
+class Sender:
+    """Frames of answers, as far as the peer allows."""
+
+    def __init__(self) -> None:
+        self.window = DEFAULT_WINDOW_BYTES
+        self.initial_window = DEFAULT_WINDOW_BYTES
+        self.max_frame_bytes = DEFAULT_FRAME_BYTES
+        self.is_paused = False
+        self.unsent_bytes = 0  # in queues, behind windows or a pause
+        self.update_credit = 0  # WINDOW_UPDATEs that what we sent explains
+        self.out: list[bytes | memoryview] = []
+        self.ended: list[Stream] = []  # said their last word in a queue's turn; the connection takes them off here
+        self._waiting: dict[int, Stream] = {}
+
+    def answer(self, stream: Stream, head: bytes, prefix: bytes, body: bytes, trailers: bytes) -> bool:
+        """A whole answer: header block, DATA of prefix and body, trailer block. False if it has to wait."""
+        size = len(prefix) + len(body)
+        room = min(self.window, stream.send_window, self.max_frame_bytes)
+        if size > room or self.is_paused or stream.queue or len(head) > DEFAULT_FRAME_BYTES:
+            self.headers(stream, head, end=False)
+            self.data(stream, prefix, end=False)
+            self.data(stream, body, end=False)
+            self.headers(stream, trailers, end=True)
+            return False
+        self.window -= size
+        self.update_credit += 2
+        stream.local_ended = True
+        stream_id = stream.id
+        header = frames.header
+        self.out += (
+            header(frames.HEADERS, frames.END_HEADERS, stream_id, len(head)),
+            head,
+            header(frames.DATA, 0, stream_id, size),
+            prefix,
+            body,
+            header(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream_id, len(trailers)),
+            trailers,
+        )
+        return True
+
+    def headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
+        """A header block, in its turn."""
+        if stream.queue:
+            stream.queue.append((block, True, end))
+            self.unsent_bytes += len(block)
+        else:
+            self._put_headers(stream, block, end=end)
+
+    def data(self, stream: Stream, data: bytes | memoryview, *, end: bool) -> None:
+        """A piece of the body, as soon as windows allow."""
+        if not data and not end:
+            return
+        if stream.queue is None:
+            stream.queue = deque()
+        stream.queue.append((memoryview(data), False, end))
+        self.unsent_bytes += len(data)
+        self._waiting[stream.id] = stream
+        if len(stream.queue) == 1:
+            self._turn(stream)
+
+    def pump(self) -> None:
+        """Turn what waits into frames: by turns, until windows, the burst or a pause stop it."""
+        size = sum(map(len, self.out))
+        progress = True
+        while self._waiting and progress and not self.is_paused:
+            progress = False
+            for stream in list(self._waiting.values()):
+                if size >= BURST_BYTES:
+                    return
+                sent = self._turn(stream)
+                size += sent
+                progress = progress or sent > 0
+
+    def forget(self, stream: Stream) -> None:
+        """The stream is gone: so is what it still had to say."""
+        if stream.queue:
+            self.unsent_bytes -= sum(len(data) for data, _, _ in stream.queue)
+            stream.queue.clear()
+        self._waiting.pop(stream.id, None)
+
+    def add_window(self, stream: Stream | None, increment: int) -> None:
+        """A WINDOW_UPDATE (RFC 9113 6.9.1) for a stream, or for the connection."""
+        if stream is None:
+            if self.window + increment > MAX_WINDOW_BYTES:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a connection window above 2^31-1")
+            self.window += increment
+            return
+        if stream.send_window + increment > MAX_WINDOW_BYTES:
+            raise StreamFault(stream.id, ErrorCode.FLOW_CONTROL_ERROR, "a stream window above 2^31-1")
+        stream.send_window += increment
+
+    def set_initial_window(self, size: int, streams: dict[int, Stream]) -> None:
+        """RFC 9113 6.9.2: open streams change by the difference, and may go below zero."""
+        difference = size - self.initial_window
+        self.initial_window = size
+        for stream in streams.values():
+            stream.send_window += difference
+            if stream.send_window > MAX_WINDOW_BYTES:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream window above 2^31-1")
+
+    def _turn(self, stream: Stream) -> int:
+        """Send one frame's worth of what a stream has queued, and blocks behind it. Returns the octets put out."""
+        queue = stream.queue
+        if not queue or self.is_paused:
+            return 0
+        data, _, end = queue[0]
+        size = min(len(data), self.window, stream.send_window, self.max_frame_bytes)
+        if size <= 0 and len(data) > 0:
+            return 0
+        flags = frames.END_STREAM if end and size == len(data) else 0
+        self.out.append(frames.header(frames.DATA, flags, stream.id, size))
+        self.out.append(bytes(data[:size]))
+        self.window -= size
+        stream.send_window -= size
+        self.unsent_bytes -= size
+        self.update_credit += 2
+        if size < len(data):
+            queue[0] = (data[size:], False, end)
+            return size
+        queue.popleft()
+        if end:
+            self._end(stream)
+        while queue and queue[0][1]:
+            block, _, end = queue.popleft()
+            self.unsent_bytes -= len(block)
+            self._put_headers(stream, bytes(block), end=end)
+        if not queue:
+            self._waiting.pop(stream.id, None)
+        return size or 1
+
+    def _put_headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
+        self.out.append(frames.header_frames(stream.id, block, self.max_frame_bytes, end_stream=end))
+        if end:
+            self._end(stream)
+
+    def _end(self, stream: Stream) -> None:
+        stream.local_ended = True
+        self.ended.append(stream)

@@ -1,0 +1,62 @@
+"""One stream of a connection, and the events that its frames become."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+
+from holdfast.serving.http2.heads import RequestHead
+
+Queued = tuple[bytes | memoryview, bool, bool]  # a header block or data, whether it is a block, whether it is the last
+
+
+class Kind(IntEnum):
+    """What happened."""
+
+    BEGUN = 0  # a head; its body is still to come
+    DATA = 1  # a piece of the body; a view is valid until the next call of the connection
+    ENDED = 2  # the body is complete
+    WHOLE = 3  # head and complete body in one; no other event comes before or after
+    DROPPED = 4  # the stream is gone before it was answered: stop working on it
+
+
+class Stream:
+    """A request and its answer. `owner` is the holder's, to find its own things again."""
+
+    __slots__ = (
+        "head",
+        "id",
+        "length_left",
+        "local_ended",
+        "owner",
+        "queue",
+        "recv_window",
+        "remote_ended",
+        "send_window",
+    )
+
+    def __init__(self, stream_id: int, head: RequestHead, recv_window: int, send_window: int) -> None:
+        self.id = stream_id
+        self.head = head
+        self.recv_window = recv_window
+        self.send_window = send_window
+        self.remote_ended = False
+        self.local_ended = False
+        self.length_left = head.content_length
+        self.queue: deque[Queued] | None = None
+        self.owner: object = None
+
+
+Event = tuple[Kind, Stream, "bytes | memoryview"]
+
+
+class HeaderBlock:
+    """A header block that comes in several frames."""
+
+    __slots__ = ("is_end", "parts", "size", "stream_id")
+
+    def __init__(self, stream_id: int, *, is_end: bool) -> None:
+        self.stream_id = stream_id
+        self.is_end = is_end
+        self.parts: list[bytes] = []
+        self.size = 0
