@@ -19,7 +19,8 @@ from holdfast.clock import Clock
 from holdfast.errors import RequestError
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip_json
-from holdfast.serving.http_wire import ConnectionClosed, HttpError, HttpLimits, HttpReader, HttpRequest
+from holdfast.serving.http1 import HttpError, HttpLimits, HttpRequest
+from holdfast.serving.http_wire import ConnectionClosed, HttpReader
 from holdfast.serving.service import InferenceService
 from holdfast.serving.status import status_of
 

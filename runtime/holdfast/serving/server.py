@@ -21,7 +21,7 @@ from holdfast.errors import UsageError
 from holdfast.inference.pool import ModelPool
 from holdfast.serving.grpcio_front import GrpcioFront
 from holdfast.serving.http_front import HttpFront
-from holdfast.serving.http_wire import HttpLimits
+from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.protocols import RequestTap
 from holdfast.serving.rpc import RpcTable
 from holdfast.serving.service import MAX_IN_FLIGHT, InferenceService

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.fakes.clock import FakeClock
 
 from holdfast.clock import SystemClock
-from holdfast.serving.http_wire import ConnectionClosed, HttpError, HttpLimits, HttpReader, HttpRequest
+from holdfast.serving.http1 import HttpError, HttpLimits, HttpParser, HttpRequest
+from holdfast.serving.http_wire import ConnectionClosed, HttpReader
 
 POST = (
     b"POST /v2/models/m/infer?x=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nX-Note:  a b \r\n\r\nhello"
@@ -135,3 +136,35 @@ def test_gzip_must_be_whole_and_alone(extra: bytes) -> None:
         else:
             with pytest.raises(HttpError, match="not whole gzip"):
                 read_all([head + data])
+
+
+HEADS = st.sampled_from(
+    [
+        POST,
+        b"GET /b HTTP/1.1\r\n\r\n",
+        b"GET /b HTTP/1.1\n\nGET /c HTTP/1.1\r\n\r\n",
+        b"POST /d HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST /d HTTP/1.1\r\nContent-Length: 3\r\nContent-Encoding: gzip\r\n\r\nabc",
+        b"POST /d HTTP/1.1\r\nContent-Length: x\r\n\r\nabc",
+        b"\r\n\r\n",
+    ]
+)
+
+
+@given(parts=st.lists(HEADS, max_size=6), cut=st.integers(1, 100))
+def test_memory_of_heads_changes_nothing(parts: list[bytes], cut: int) -> None:
+    data = b"".join(parts)
+
+    assert parsed(data, cut, memoise=True) == parsed(data, cut, memoise=False)
+
+
+def parsed(data: bytes, cut: int, *, memoise: bool) -> list[HttpRequest | str]:
+    parser, found = HttpParser(HttpLimits(), memoise=memoise), []
+    try:
+        for at in range(0, len(data), cut):
+            parser.feed(data[at : at + cut])
+            while (request := parser.next_request()) is not None:
+                found.append(request)
+    except HttpError as error:
+        found.append(str(error))
+    return found

@@ -1,0 +1,266 @@
+"""HTTP/1.1 requests out of bytes (RFC 9112), without a socket: framing and bounds. No routes, no answers, no clock.
+
+Rules: the head is bounded; the body's length is known (Content-Length or chunked, never both) and bounded before it is
+gathered; what is not plain HTTP/1.1 is refused rather than guessed, because a proxy in front might have read it
+otherwise. A head that came before, byte for byte, is not read again; with `memoise` off the same requests come out.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+MAX_LINE_BYTES = 8_192
+MAX_HEADERS = 100
+MAX_KNOWN = 64  # heads remembered per connection; one client uses a handful
+MAX_KNOWN_BYTES = 1_024  # of a head that is remembered
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\Z")
+
+
+class HttpError(Exception):
+    """The framing is broken: answer `status`, then close. The text is for the client."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of one connection."""
+
+    max_head_bytes: int = 32_768
+    max_body_bytes: int = 64 * 1024**2
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    idle_timeout_s: float = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """One request. `path` is without the query; header names are lower case. Heads are shared: do not change one."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    keep_alive: bool
+
+
+class Phase(Enum):
+    """What a parser waits for."""
+
+    IDLE = "the first byte of a request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+
+
+T = TypeVar("T")
+_Steps = Generator["HttpRequest | None", None, T]  # None: more bytes are needed
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    method: str
+    path: str
+    version: str
+    headers: Mapping[str, str]
+
+    @property
+    def keep_alive(self) -> bool:
+        connection = self.headers.get("connection", "").lower()
+        return connection != "close" if self.version == "HTTP/1.1" else connection == "keep-alive"
+
+
+class HttpParser:
+    """Requests of one connection, in their order. Holds at most one request and what was fed after it."""
+
+    def __init__(self, limits: HttpLimits, *, memoise: bool = True) -> None:
+        self._limits = limits
+        self._memoise = memoise
+        self._buffer = bytearray()
+        self._known: dict[bytes, tuple[_Head, int]] = {}
+        self._steps = self._requests()
+        self.phase = Phase.IDLE
+        self.owes_continue = False  # the peer waits for "100 Continue"; whoever sends it resets this
+
+    @property
+    def held_bytes(self) -> int:
+        """Fed and not yet part of a request that was returned."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        self._buffer += data
+
+    def next_request(self) -> HttpRequest | None:
+        """The next request, or None while it is not whole.
+
+        Raises:
+            HttpError: it is malformed or too large. The parser is of no use afterwards.
+        """
+        if self.phase is Phase.IDLE and self._memoise:
+            request = self._repeated()
+            if request is not None:
+                return request
+        return next(self._steps)
+
+    def _repeated(self) -> HttpRequest | None:
+        """A whole request behind a head that was read before."""
+        end = self._buffer.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES)
+        if end < 0:
+            return None
+        end += 4
+        known = self._known.get(bytes(self._buffer[:end]))
+        if known is None or len(self._buffer) < end + known[1]:
+            return None
+        head, size = known
+        body = bytes(memoryview(self._buffer)[end : end + size])
+        del self._buffer[: end + size]
+        return HttpRequest(head.method, head.path, head.headers, self._decoded(body, head.headers), head.keep_alive)
+
+    def _requests(self) -> _Steps[None]:
+        while True:
+            self.phase = Phase.IDLE
+            while not self._buffer:
+                yield None
+            self.phase = Phase.HEAD
+            known_end = self._buffer.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) if self._memoise else -1
+            raw = bytes(self._buffer[: known_end + 4]) if known_end >= 0 else b""
+            head = yield from self._head()
+            self.phase = Phase.BODY
+            if raw:
+                self._remember(raw, head)
+            body = self._decoded((yield from self._body(head.headers)), head.headers)
+            self.phase = Phase.IDLE
+            yield HttpRequest(head.method, head.path, head.headers, body, head.keep_alive)
+
+    def _remember(self, raw: bytes, head: _Head) -> None:
+        if "transfer-encoding" in head.headers or "expect" in head.headers:
+            return
+        if raw.count(b"\n\r\n") != 1 or b"\n\n" in raw:  # lines that end in a bare LF: the head ended earlier
+            return
+        length = head.headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= self._limits.max_body_bytes:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[raw] = (head, int(length))
+
+    def _head(self) -> _Steps[_Head]:
+        budget = self._limits.max_head_bytes
+        line = yield from self._line(budget)
+        budget -= len(line)
+        parts = line.split(b" ")
+        if len(parts) != 3 or parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+            raise HttpError(400, "not an HTTP/1.1 request; this port speaks HTTP/1.1 and gRPC (HTTP/2)")
+        try:
+            method, target = parts[0].decode("ascii"), parts[1].decode("ascii")
+        except UnicodeDecodeError as error:
+            raise HttpError(400, "the request line is not ASCII") from error
+        if not _TOKEN.match(method) or not target.startswith("/"):
+            raise HttpError(400, "malformed request line")
+        headers: dict[str, str] = {}
+        while line := (yield from self._line(budget)):
+            budget -= len(line)
+            if len(headers) >= MAX_HEADERS:
+                raise HttpError(431, f"more than {MAX_HEADERS} headers")
+            name, value = _header(line)
+            if name in headers and name in ("content-length", "transfer-encoding", "host"):
+                raise HttpError(400, f"header {name} is given twice")
+            headers[name] = value
+        return _Head(method, target.split("?", 1)[0], parts[2].decode("ascii"), headers)
+
+    def _line(self, budget: int) -> _Steps[bytes]:
+        """One line without its end."""
+        searched = 0
+        while (at := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > min(budget, MAX_LINE_BYTES):
+                raise HttpError(431, "the request's head is too large")
+            yield None
+        if at > min(budget, MAX_LINE_BYTES):
+            raise HttpError(431, "the request's head is too large")
+        line = bytes(self._buffer[:at])
+        del self._buffer[: at + 1]
+        return line.removesuffix(b"\r")
+
+    def _body(self, headers: Mapping[str, str]) -> _Steps[bytes]:
+        length, coding = headers.get("content-length"), headers.get("transfer-encoding")
+        if coding is not None:
+            if length is not None:  # RFC 9112 6.1: a sign of request smuggling
+                raise HttpError(400, "Content-Length beside Transfer-Encoding")
+            if coding.lower() != "chunked":
+                raise HttpError(501, f"transfer coding {coding[:40]!r} is not offered; use chunked")
+            self._note_expectation(headers)
+            return (yield from self._chunks())
+        if length is None:
+            return b""
+        if not (length.isascii() and length.isdigit() and len(length) < 19):
+            raise HttpError(400, f"malformed Content-Length {length[:40]!r}")
+        size = self._bounded(int(length))
+        self._note_expectation(headers)
+        return (yield from self._exactly(size))
+
+    def _note_expectation(self, headers: Mapping[str, str]) -> None:
+        """Only once the bounds are kept: a peer that waits for this word should not send what is refused anyway."""
+        self.owes_continue = headers.get("expect", "").lower() == "100-continue"
+
+    def _chunks(self) -> _Steps[bytes]:
+        body = bytearray()
+        while True:
+            match = _CHUNK_SIZE.match((yield from self._line(MAX_LINE_BYTES)))
+            if match is None:
+                raise HttpError(400, "malformed chunk size")
+            size = int(match[1], 16)
+            if size == 0:
+                break
+            self._bounded(len(body) + size)
+            body += yield from self._exactly(size)
+            if (yield from self._line(MAX_LINE_BYTES)):
+                raise HttpError(400, "a chunk is longer than its size")
+        for _ in range(MAX_HEADERS):  # trailers: allowed, not used
+            if not (yield from self._line(MAX_LINE_BYTES)):
+                return bytes(body)
+        raise HttpError(431, f"more than {MAX_HEADERS} trailers")
+
+    def _exactly(self, size: int) -> _Steps[bytes]:
+        while len(self._buffer) < size:
+            yield None
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
+
+    def _bounded(self, size: int) -> int:
+        if size > self._limits.max_body_bytes:
+            raise HttpError(413, f"the body has {size} bytes; at most {self._limits.max_body_bytes} are taken")
+        return size
+
+    def _decoded(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        coding = headers.get("content-encoding", "identity").lower()
+        if coding == "identity":
+            return body
+        if coding not in ("gzip", "deflate"):
+            raise HttpError(415, f"content coding {coding[:40]!r} is not offered; use gzip, deflate or none")
+        expander = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, told by the header
+        try:
+            data = expander.decompress(body, self._limits.max_body_bytes + 1)
+        except zlib.error as error:
+            raise HttpError(400, f"the body is not {coding}") from error
+        self._bounded(len(data))
+        if not expander.eof or expander.unused_data:
+            raise HttpError(400, f"the body is not whole {coding}")
+        return data
+
+
+def _header(line: bytes) -> tuple[str, str]:
+    name, colon, value = line.decode("latin-1").partition(":")
+    if not colon or not _TOKEN.match(name):
+        raise HttpError(400, "malformed header line")
+    if "\0" in value or "\r" in value:
+        raise HttpError(400, f"malformed value of header {name.lower()[:40]}")
+    return name.lower(), value.strip(" \t")
