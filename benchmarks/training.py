@@ -18,7 +18,8 @@ from tests.fakes.models import he_mlp
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
-from holdfast.learn.trainer import Trainer, TrainSettings
+from holdfast.learn.trainer import Trainer
+from holdfast.learn.training import TrainSettings
 
 SIZES, BATCH = (64, 64, 64, 10), 10
 STEPS = 700  # per block: the 1,400 samples of the demonstration, five epochs

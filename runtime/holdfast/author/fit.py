@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import join_weights, split_weights
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
-from holdfast.learn.trainer import Trainer, TrainSettings
+from holdfast.learn.trainer import Trainer
+from holdfast.learn.training import TrainSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,14 +23,18 @@ from holdfast.bundle.manifest import Manifest
 from holdfast.bundle.verify import read_bundle
 from holdfast.clock import Clock
 from holdfast.errors import RoundError, TrainingError
+from holdfast.learn.checkpoint import CheckpointFile
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
 from holdfast.learn.residuals import ResidualStore
-from holdfast.learn.trainer import Trainer, TrainSettings
+from holdfast.learn.trainer import Trainer
+from holdfast.learn.training import TrainSettings
 from holdfast.learn.transport import RoundReply, RoundTask
 from holdfast.update.codecs import codec_named
 from holdfast.update.feedback import encode_with_residual
 from holdfast.update.layout import FlatLayout, LayoutEntry
 from holdfast.update.payload import make_payload
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
@@ -92,11 +97,16 @@ class Prepared:
 
 
 class Answerer:
-    """Turns tasks into replies. `idle_s`: how long the last terms say it is worth to wait for the next."""
+    """Turns tasks into replies. `idle_s`: how long the last terms say it is worth to wait for the next.
+
+    Args:
+        state: the device's own folder for what outlives a worker: a checkpoint, residuals. None: nothing does.
+    """
 
     def __init__(self, agent: Agent, clock: Clock, state: Path | None = None) -> None:
         self._agent = agent
         self._clock = clock
+        self._checkpoint = None if state is None else CheckpointFile(state / "training.checkpoint")
         self._residuals = None if state is None else ResidualStore(state / "residuals")
         self._prepared: OrderedDict[tuple[str, str, float], Prepared] = OrderedDict()
         self.idle_s = 0.0
@@ -118,7 +128,9 @@ class Answerer:
     def _train(self, terms: Terms, prepared: Prepared, weights: Floats) -> RoundReply:
         samples = bounded(prepared.learning, terms)
         settings = TrainSettings(terms.epochs, terms.batch, terms.learning_rate, terms.seed, self._deadline_s(terms))
-        result = prepared.trainer.train(weights, samples, settings)
+        result = prepared.trainer.train(weights, samples, settings, checkpoint=self._checkpoint)
+        if result.checkpoint_problem:
+            logger.warning("a training went on without checkpoints: the disk is full, or the model too large for one")
         rng = np.random.default_rng()  # from the system: nobody else may know the rounding
         data = self._encode(terms, prepared, result.delta, rng)
         metrics = {"loss_before": result.loss_before, "loss_after": result.loss_after}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnxruntime
 
 from holdfast.errors import TrainingError
@@ -17,6 +18,7 @@ from holdfast.learn.data import Array
 
 WEIGHTS_LOCATION = "weights.bin"  # what the graphs of a bundle call the flat weights
 LABELS = "labels"
+NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
 
 class LearningSession:
@@ -25,7 +27,7 @@ class LearningSession:
     Args:
         graph: serialized ONNX.
         label: what messages call it ("train", "evaluate").
-        outputs: the outputs that every run returns, in order.
+        outputs: outputs that it must have.
         weights: the flat weights, for graphs that refer to frozen parameters; None: the graph refers to none.
         threads: per operator.
 
@@ -35,28 +37,37 @@ class LearningSession:
     def __init__(
         self, graph: bytes, label: str, outputs: Sequence[str], *, weights: bytes | None, threads: int
     ) -> None:
-        self._label = label
-        self._outputs = list(outputs)
-        self._session = _load(graph, label, weights, threads)
-        inputs = {node.name: node for node in self._session.get_inputs()}
-        given = {node.name for node in self._session.get_outputs()}
-        missing = [name for name in outputs if name not in given]
+        self.label = label
+        self.runtime = _load(graph, label, weights, threads)
+        self.inputs = {node.name: node for node in self.runtime.get_inputs()}
+        self.outputs = tuple(node.name for node in self.runtime.get_outputs())
+        missing = [name for name in outputs if name not in self.outputs]
         if missing:
             raise TrainingError(f"the {label} graph lacks output {missing[0]!r}; build it for this model")
-        shape = inputs[LABELS].shape if LABELS in inputs else []
-        if len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 1:
+        shape = self.inputs[LABELS].shape if LABELS in self.inputs else []
+        if not shape or not isinstance(shape[0], int) or shape[0] < 1:
             raise TrainingError(f"the {label} graph needs an input {LABELS!r} of one fixed size, the batch")
         self.batch: int = shape[0]
 
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+    def zeros_of(self, name: str) -> Array:
+        """Zeros of an input's shape and type. Raises: TrainingError: it is not static, or of another type."""
+        node = self.inputs[name]
+        dtype = NUMPY_TYPES.get(node.type)
+        if dtype is None or not all(isinstance(size, int) for size in node.shape):
+            raise TrainingError(
+                f"input {name!r} of the {self.label} graph is {node.type}{node.shape}; it can't start at 0"
+            )
+        return np.zeros(node.shape, dtype=dtype)
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """One run; the results are new arrays that share no memory with `feeds`.
 
         Raises: TrainingError: names, dtypes or shapes don't fit the graph, or an operator failed.
         """
         try:
-            results: list[Array] = self._session.run(self._outputs, dict(feeds))
+            results: list[Array] = self.runtime.run(list(outputs), dict(feeds))
         except ORT_ERRORS as error:
-            raise TrainingError(f"the {self._label} graph failed: {ort_reason(error)}") from error
+            raise TrainingError(f"the {self.label} graph failed: {ort_reason(error)}") from error
         return results
 
 

@@ -3,104 +3,67 @@
 Needs onnxruntime and numpy only; the step graph is an artefact of the bundle, made elsewhere (its contract is in the
 docstring of the module that builds it). Rules:
 
-- the same weights, data and settings give bit-identical results on one machine: seeded shuffle, one thread by default;
-- the last short batch is padded with copies of its first sample under label -1, which changes nothing (copies, because
-  zeros could divide by zero in a normalisation and turn the padded gradient into NaN);
-- a step's inputs and outputs never share memory: the runtime may write a new weight before the backward pass has read
-  the old one, silently. Plain feeds give every step fresh outputs;
+- the same weights, data and settings give bit-identical results on one machine: seeded shuffle, one thread by default,
+  also when a checkpoint was resumed in between;
+- a batch that is shorter than the graph's is padded with samples under label -1, which changes nothing;
 - a loss or weight that is not finite ends the training with an error, and nothing of it is kept;
-- a deadline ends it between two steps, with what was learned so far.
+- a deadline, or a pause that is too long, ends it between two steps, with what was learned so far.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from holdfast.clock import Clock, SystemClock
-from holdfast.errors import TrainingError
+from holdfast.errors import StateError, TrainingError
+from holdfast.learn.batches import Rows, in_batches, padded, shuffles
+from holdfast.learn.checkpoint import Checkpoint, CheckpointFile, training_identity
 from holdfast.learn.data import Array, LocalDataset
 from holdfast.learn.step_session import LearningSession
+from holdfast.learn.steps import LOSS, NEW, FeedSteps, PingPongSteps, Steps, anchors, initial_state
+from holdfast.learn.training import (
+    PING_PONG,
+    EvaluateResult,
+    ProgressCallback,
+    ShouldPause,
+    TrainerOptions,
+    TrainProgress,
+    TrainResult,
+    TrainSettings,
+)
+from holdfast.learn.yielding import Gate
 from holdfast.update.bounds import measured_norm
 from holdfast.update.layout import FlatLayout, Floats
 
 TRAIN, EVALUATE = "train", "evaluate"
 EVALUATION_OUTPUTS = ("loss_sum", "correct", "count")
-PADDING_LABEL = -1
-
-Feeds = dict[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainerOptions:
-    """`intra_op_threads`: threads per operator; 1 keeps results bit-identical and leaves the machine to serving."""
+@dataclass(slots=True)
+class _Course:
+    """How far one training got; changes with every step."""
 
-    intra_op_threads: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """What an offer asks for. `batch` must be the one the step graph was built for.
-
-    `deadline_monotonic_s` is a time of the trainer's clock (`Clock.monotonic_s`); None: no deadline.
-    """
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    seed: int
-    deadline_monotonic_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainProgress:
-    """After each step: how far, and the mean loss of that step's batch."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What training gave.
-
-    delta: float32[layout.trainable_element_count], new weights minus old, in layout order.
-    sample_count: samples in the dataset, the weight of this delta in an average.
-    losses are means over the whole dataset; delta_norm is ||delta||_2; cpu_seconds is of the whole process.
-    """
-
-    delta: Floats
-    sample_count: int
+    settings: TrainSettings
+    dataset: LocalDataset
+    progress: ProgressCallback | None
+    state: Mapping[str, Array]
     loss_before: float
-    loss_after: float
-    delta_norm: float
-    steps: int
-    cpu_seconds: float
-    stopped_early: bool
+    gradient_norm: float = 0.0
+    epochs: int = 0
+    steps: int = 0
+    resumed_epochs: int = 0
+    earlier_cpu_seconds: float = 0.0
+    checkpoint_problem: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class EvaluateResult:
-    """Mean loss over `count` samples, of which `correct` were predicted right."""
-
-    loss: float
-    correct: int
-    count: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
-
-
-ProgressCallback = Callable[[TrainProgress], None]
+    def report(self, loss: float) -> None:
+        if self.progress is not None:
+            asked = self.settings
+            steps = asked.epochs * -(-self.dataset.count // asked.batch)
+            self.progress(TrainProgress(self.epochs + 1, asked.epochs, self.steps, steps, loss))
 
 
 class Trainer:
@@ -134,33 +97,43 @@ class Trainer:
         dataset: LocalDataset,
         settings: TrainSettings,
         progress: ProgressCallback | None = None,
+        *,
+        should_pause: ShouldPause | None = None,
+        checkpoint: CheckpointFile | None = None,
     ) -> TrainResult:
         """Train from `weights` (float32[layout.element_count], not modified).
 
+        Args:
+            should_pause: asked before every step; training waits while it says True.
+            checkpoint: where to keep the state after each epoch, and to go on from; the caller discards it.
+
         Raises: TrainingError: settings out of range, data that doesn't fit the graph, or a loss that is not finite.
         """
-        _check_settings(settings)
         started = time.process_time()  # CPU time used, which no clock of the house knows
         session = self._session(TRAIN, weights)
-        if settings.batch != session.batch:
-            raise TrainingError(f"the step graph was built for batch {session.batch}, asked for {settings.batch}")
-        before = self.evaluate(weights, dataset)
-        state, steps, stopped = self._run_steps(session, weights, dataset, settings, progress)
-        flat = self._with_state(weights, state)
-        after = self.evaluate(flat, dataset)
-        delta = self._layout.trainable_part(flat) - self._layout.trainable_part(weights)
-        if not (np.all(np.isfinite(delta)) and np.isfinite(after.loss)):
-            raise TrainingError(f"the weights are not finite after {steps} steps; lower the learning rate")
-        return TrainResult(
-            delta=delta,
-            sample_count=dataset.count,
-            loss_before=before.loss,
-            loss_after=after.loss,
-            delta_norm=measured_norm(delta),
-            steps=steps,
-            cpu_seconds=time.process_time() - started,
-            stopped_early=stopped,
+        settings.check(session.batch)
+        identity = training_identity(self._graphs[TRAIN], weights, dataset, settings) if checkpoint else ""
+        course = self._begin(session, weights, dataset, settings, checkpoint.load(identity) if checkpoint else None)
+        course.progress = progress
+        gate = Gate(
+            self._clock,
+            should_pause,
+            deadline_s=settings.deadline_monotonic_s,
+            longest_pause_s=self._options.longest_pause_s,
         )
+        steps = self._steps(session, course.state, self._state_of(weights))
+        finished = True
+        for epoch, order in enumerate(shuffles(dataset.count, settings.epochs, settings.seed)):
+            if epoch < course.epochs:
+                continue  # drawn only to bring the generator to where it was
+            finished = self._run_epoch(steps, order, session.batch, gate, course)
+            course.state = steps.state()
+            if not finished:
+                break
+            course.epochs += 1
+            if checkpoint is not None:
+                _save(checkpoint, identity, course, time.process_time() - started)
+        return self._result(weights, course, stopped_early=not finished, started=started)
 
     def evaluate(self, weights: Floats, dataset: LocalDataset) -> EvaluateResult:
         """Mean loss and correct predictions of `weights` over all samples of `dataset`.
@@ -172,8 +145,8 @@ class Trainer:
         session = self._session(EVALUATE, weights)
         state = self._state_of(weights)
         loss_sum, correct, count = 0.0, 0, 0
-        for rows in _in_batches(np.arange(dataset.count), session.batch):
-            found = session.run({**state, **_padded(dataset, rows, session.batch)})
+        for rows in in_batches(np.arange(dataset.count), session.batch):
+            found = session.run(EVALUATION_OUTPUTS, {**state, **padded(dataset, rows, session.batch)})
             loss_sum += float(found[0])
             correct += int(found[1])
             count += int(found[2])
@@ -181,44 +154,80 @@ class Trainer:
             raise TrainingError("the loss over the samples is not finite; these weights cannot be evaluated")
         return EvaluateResult(loss=loss_sum / count, correct=correct, count=count)
 
-    def _run_steps(
+    def _begin(
         self,
         session: LearningSession,
         weights: Floats,
         dataset: LocalDataset,
         settings: TrainSettings,
-        progress: ProgressCallback | None,
-    ) -> tuple[Mapping[str, Array], int, bool]:
-        """The parameters after training, how many steps were done, and whether the deadline cut it short."""
-        state: Mapping[str, Array] = self._state_of(weights)
-        rng = np.random.Generator(np.random.PCG64(settings.seed))
-        rate = np.array(settings.learning_rate, dtype=np.float32)
-        steps = settings.epochs * -(-dataset.count // settings.batch)
-        step = 0
-        for epoch in range(settings.epochs):
-            for rows in _in_batches(rng.permutation(dataset.count), settings.batch):
-                if self._is_late(settings):
-                    return state, step, True
-                feeds = {**state, **_padded(dataset, rows, settings.batch), "learning_rate": rate}
-                *new, loss = session.run(feeds)
-                step += 1
-                if not np.isfinite(loss):
-                    raise TrainingError(f"the loss of step {step} is {loss}; lower the learning rate")
-                state = dict(zip(self._names, new, strict=True))
-                if progress is not None:
-                    progress(TrainProgress(epoch + 1, settings.epochs, step, steps, float(loss)))
-        return state, step, False
+        saved: Checkpoint | None,
+    ) -> _Course:
+        state = initial_state(session, self._state_of(weights))
+        if saved is None or _forms(saved.state) != _forms(state):
+            return _Course(settings, dataset, None, state, self.evaluate(weights, dataset).loss)
+        return _Course(
+            settings,
+            dataset,
+            None,
+            saved.state,
+            saved.loss_before,
+            gradient_norm=saved.gradient_norm,
+            epochs=saved.epochs,
+            steps=saved.steps,
+            resumed_epochs=saved.epochs,
+            earlier_cpu_seconds=saved.cpu_seconds,
+        )
 
-    def _is_late(self, settings: TrainSettings) -> bool:
-        deadline = settings.deadline_monotonic_s
-        return deadline is not None and self._clock.monotonic_s() >= deadline
+    def _steps(self, session: LearningSession, state: Mapping[str, Array], start: Mapping[str, Array]) -> Steps:
+        made = PingPongSteps if self._options.buffers == PING_PONG else FeedSteps
+        return made(session, state, anchors(session, start))
+
+    def _run_epoch(self, steps: Steps, order: Rows, graph_batch: int, gate: Gate, course: _Course) -> bool:
+        """False: the gate closed before the epoch was over."""
+        rate = np.array(course.settings.learning_rate, dtype=np.float32)
+        for rows in in_batches(order, course.settings.batch):
+            if not gate.may_go_on():
+                return False
+            loss = steps.step({**padded(course.dataset, rows, graph_batch), "learning_rate": rate})
+            course.steps += 1
+            if not np.isfinite(loss):
+                raise TrainingError(f"the loss of step {course.steps} is {loss}; lower the learning rate")
+            if course.steps == 1:
+                course.gradient_norm = self._change(course.state, steps.state()) / course.settings.learning_rate
+            course.report(loss)
+        return True
+
+    def _result(self, weights: Floats, course: _Course, *, stopped_early: bool, started: float) -> TrainResult:
+        flat = self._with_state(weights, course.state)
+        after = self.evaluate(flat, course.dataset)
+        delta = self._layout.trainable_part(flat) - self._layout.trainable_part(weights)
+        if not (np.all(np.isfinite(delta)) and np.isfinite(after.loss)):
+            raise TrainingError(f"the weights are not finite after {course.steps} steps; lower the learning rate")
+        return TrainResult(
+            delta=delta,
+            sample_count=course.dataset.count,
+            loss_before=course.loss_before,
+            loss_after=after.loss,
+            delta_norm=measured_norm(delta),
+            gradient_norm=course.gradient_norm,
+            steps=course.steps,
+            cpu_seconds=course.earlier_cpu_seconds + time.process_time() - started,
+            stopped_early=stopped_early,
+            resumed_epochs=course.resumed_epochs,
+            checkpoint_problem=course.checkpoint_problem,
+        )
+
+    def _change(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
+        """||after - before||_2 over the parameters."""
+        tensors = [np.subtract(after[name], before[name], dtype=np.float32) for name in self._names]
+        return measured_norm(np.concatenate([tensor.reshape(-1) for tensor in tensors]))
 
     def _state_of(self, weights: Floats) -> dict[str, Array]:
         tensors = self._layout.unpack(weights)
         return {name: tensors[name] for name in self._names}
 
     def _with_state(self, weights: Floats, state: Mapping[str, Array]) -> Floats:
-        return self._layout.pack({**self._layout.unpack(weights), **state})
+        return self._layout.pack({**self._layout.unpack(weights), **{name: state[name] for name in self._names}})
 
     def _session(self, which: str, weights: Floats) -> LearningSession:
         if not self._frozen:
@@ -229,29 +238,26 @@ class Trainer:
         return self._load(which, weights.tobytes())
 
     def _load(self, which: str, weights: bytes | None) -> LearningSession:
-        outputs = EVALUATION_OUTPUTS if which == EVALUATE else (*(name + ".new" for name in self._names), "loss")
+        outputs = EVALUATION_OUTPUTS if which == EVALUATE else (*(name + NEW for name in self._names), LOSS)
         graph = self._graphs[which]
         return LearningSession(graph, which, outputs, weights=weights, threads=self._options.intra_op_threads)
 
 
-def _check_settings(settings: TrainSettings) -> None:
-    if settings.epochs < 1:
-        raise TrainingError(f"epochs must be 1 or more, got {settings.epochs}")
-    if not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0):
-        raise TrainingError(f"the learning rate must be a positive number, got {settings.learning_rate}")
-    if settings.seed < 0:
-        raise TrainingError(f"the seed must be 0 or more, got {settings.seed}")
+def _save(file: CheckpointFile, identity: str, course: _Course, cpu_seconds: float) -> None:
+    checkpoint = Checkpoint(
+        epochs=course.epochs,
+        steps=course.steps,
+        state=course.state,
+        loss_before=course.loss_before,
+        gradient_norm=course.gradient_norm,
+        cpu_seconds=course.earlier_cpu_seconds + cpu_seconds,
+    )
+    try:
+        file.save(identity, checkpoint)
+    except StateError as error:
+        # a full disk must not cost what was learned: the training goes on without its safety net, and says so
+        course.checkpoint_problem = str(error)
 
 
-def _in_batches(rows: NDArray[np.int64], batch: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, rows.size, batch):
-        yield rows[start : start + batch]
-
-
-def _padded(dataset: LocalDataset, rows: NDArray[np.int64], batch: int) -> Feeds:
-    """The samples at `rows` as the inputs of one step, filled up to `batch` with ignored copies of the first."""
-    filled = np.full(batch, rows[0], dtype=np.int64)
-    filled[: rows.size] = rows
-    labels = np.full(batch, PADDING_LABEL, dtype=np.int64)
-    labels[: rows.size] = dataset.labels[rows]
-    return {**{name: array[filled] for name, array in dataset.inputs.items()}, "labels": labels}
+def _forms(state: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (array.dtype.str, array.shape) for name, array in state.items()}

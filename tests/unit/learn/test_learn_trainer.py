@@ -18,7 +18,8 @@ from holdfast.autodiff.build import TrainingGraphs, build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.errors import FormatError, ModelError, TrainingError
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
-from holdfast.learn.trainer import Trainer, TrainProgress, TrainSettings
+from holdfast.learn.trainer import Trainer
+from holdfast.learn.training import TrainProgress, TrainSettings
 from holdfast.update.layout import FlatLayout
 
 SETTINGS = TrainSettings(epochs=5, batch=10, learning_rate=0.1, seed=0)
@@ -131,6 +132,29 @@ def test_trainer_padding_does_not_count(count: int) -> None:
     np.testing.assert_allclose(result.loss, -log_probability[np.arange(count), dataset.labels].mean(), rtol=1e-5)
 
 
+def test_trainer_takes_a_smaller_batch_than_the_graphs_exactly() -> None:
+    model = he_mlp([4, 8, 3])
+    small, large = build_graphs(model, batch=5), build_graphs(model, batch=10)
+    weights = weights_of(split_weights(model).weights)
+    settings = replace(SETTINGS, batch=5)
+
+    expected = trainer_of(small).train(weights, small_dataset(23), settings)
+    padded = trainer_of(large).train(weights, small_dataset(23), settings)
+
+    assert padded.steps == expected.steps == 25
+    np.testing.assert_allclose(padded.delta, expected.delta, rtol=1e-4, atol=1e-6)
+
+
+def test_trainer_measures_the_norm_of_the_first_gradient() -> None:
+    graphs, raw = small_model()
+    one_step = trainer_of(graphs).train(weights_of(raw), small_dataset(10), replace(SETTINGS, epochs=1))
+
+    many = trainer_of(graphs).train(weights_of(raw), small_dataset(10), SETTINGS)
+
+    assert one_step.gradient_norm == pytest.approx(one_step.delta_norm / 0.1, rel=1e-5)
+    assert many.gradient_norm == pytest.approx(one_step.gradient_norm, rel=1e-5)
+
+
 def test_trainer_learns_from_one_sample() -> None:
     graphs, raw = small_model()
 
@@ -218,7 +242,8 @@ def test_trainer_refuses_weights_that_give_no_finite_loss() -> None:
     ("defect", "change", "message"),
     [
         ("no_epochs", {"epochs": 0}, "epochs"),
-        ("batch_of_another_graph", {"batch": 11}, "built for batch 10, asked for 11"),
+        ("batch_larger_than_the_graphs", {"batch": 11}, "built for batch 10, asked for 11"),
+        ("batch_zero", {"batch": 0}, "asked for 0"),
         ("rate_zero", {"learning_rate": 0.0}, "learning rate"),
         ("rate_nan", {"learning_rate": float("nan")}, "learning rate"),
         ("seed_negative", {"seed": -1}, "seed"),
@@ -307,3 +332,33 @@ def test_trainer_needs_neither_onnx_nor_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_trainer_pauses_for_serving_and_learns_the_same() -> None:
+    clock, asked = FakeClock(), []
+    graphs, raw = small_model()
+    started = clock.monotonic_s()
+
+    def should_pause() -> bool:
+        asked.append(True)
+        return len(asked) % 2 == 1
+
+    result = trainer_of(graphs, clock).train(weights_of(raw), small_dataset(25), SETTINGS, should_pause=should_pause)
+
+    assert len(asked) == 2 * result.steps
+    assert clock.monotonic_s() - started > 1.0
+    assert (
+        result.delta.tobytes() == trainer_of(graphs).train(weights_of(raw), small_dataset(25), SETTINGS).delta.tobytes()
+    )
+
+
+def test_trainer_ends_with_what_it_has_when_serving_never_lets_it_go_on() -> None:
+    clock, steps = FakeClock(), []
+    graphs, raw = small_model()
+
+    result = trainer_of(graphs, clock).train(
+        weights_of(raw), small_dataset(25), SETTINGS, steps.append, should_pause=lambda: len(steps) == 4
+    )
+
+    assert (result.steps, result.stopped_early) == (4, True)
+    assert result.delta_norm > 0

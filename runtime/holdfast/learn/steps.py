@@ -1,0 +1,145 @@
+"""Runs training steps one after the other: each takes the state that the one before it left.
+
+The state of a step graph is every input `<name>` that has an output `<name>.new`: the parameters, and whatever an
+optimizer remembers of them (`<parameter>.<slot>`), which starts at zero and lives as long as this object. An input
+`<parameter>.start` gets the parameter as it was before the first step (the anchor of a FedProx term).
+
+The one rule that matters: an output of a step never lies in the memory of one of its inputs. The runtime may write a
+new weight before the backward pass has read the old one, without an error. Plain feeds make every output afresh;
+ping-pong has two sets of memory that take turns (A -> B, B -> A), and refuses to be built otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+
+from holdfast.errors import TrainingError
+from holdfast.inference.session import ORT_ERRORS, ort_reason
+from holdfast.learn.data import Array
+from holdfast.learn.step_session import LearningSession
+
+NEW, START, LOSS = ".new", ".start", "loss"
+
+Feeds = Mapping[str, Array]
+
+
+class Steps(Protocol):
+    """A run of steps."""
+
+    def step(self, feeds: Feeds) -> float:
+        """Do one step on a batch (data inputs, labels, learning rate); returns its mean loss."""
+
+    def state(self) -> dict[str, Array]:
+        """The state after the last step; arrays of its own, which later steps don't change."""
+
+
+def initial_state(session: LearningSession, parameters: Mapping[str, Array]) -> dict[str, Array]:
+    """The parameters, and zeros for every slot.
+
+    Raises: TrainingError: a slot has no static shape.
+    """
+    slots = [name for name in state_names(session) if name not in parameters]
+    return {**parameters, **{name: session.zeros_of(name) for name in slots}}
+
+
+def state_names(session: LearningSession) -> list[str]:
+    """Every input that has an output `<name>.new`, in the order of the outputs."""
+    named = [name.removesuffix(NEW) for name in session.outputs if name.endswith(NEW)]
+    return [name for name in named if name in session.inputs]
+
+
+def anchors(session: LearningSession, parameters: Mapping[str, Array]) -> dict[str, Array]:
+    """What the inputs `<parameter>.start` get."""
+    return {name + START: value for name, value in parameters.items() if name + START in session.inputs}
+
+
+class FeedSteps:
+    """Plain runs: the state goes in as feeds and comes out as new arrays."""
+
+    def __init__(self, session: LearningSession, state: Mapping[str, Array], fixed: Feeds) -> None:
+        self._session = session
+        self._state = dict(state)
+        self._fixed = dict(fixed)
+        self._outputs = [*(name + NEW for name in state), LOSS]
+
+    def step(self, feeds: Feeds) -> float:
+        *new, loss = self._session.run(self._outputs, {**self._state, **self._fixed, **feeds})
+        self._state = dict(zip(self._state, new, strict=True))
+        return float(loss)
+
+    def state(self) -> dict[str, Array]:
+        return dict(self._state)
+
+
+class PingPongSteps:
+    """Bound runs between two sets of memory; saves an allocation per weight and step, costs the weights once more.
+
+    Raises: TrainingError: the state does not fit the graph.
+    """
+
+    def __init__(self, session: LearningSession, state: Mapping[str, Array], fixed: Feeds) -> None:
+        self._session = session
+        self._names = list(state)
+        # the runtime keeps using a numpy array's own memory: copies, so that no caller's array is written to
+        first = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value)) for name, value in state.items()}
+        second = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(value)) for name, value in state.items()}
+        self._sets = (first, second)
+        self._loss = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((), dtype=np.float32))
+        self._fixed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in fixed.items()}
+        self._bindings = (self._bind(first, second), self._bind(second, first))
+        self._turn = 0
+
+    def step(self, feeds: Feeds) -> float:
+        binding = self._bindings[self._turn]
+        held = {name: np.ascontiguousarray(value) for name, value in feeds.items()}  # alive until the run is over
+        try:
+            for name, value in held.items():
+                binding.bind_cpu_input(name, value)
+            self._session.runtime.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            raise TrainingError(f"the {self._session.label} graph failed: {ort_reason(error)}") from error
+        self._turn = 1 - self._turn
+        return float(self._loss.numpy())
+
+    def state(self) -> dict[str, Array]:
+        return {name: np.array(value.numpy()) for name, value in self._sets[self._turn].items()}
+
+    def _bind(
+        self, before: Mapping[str, onnxruntime.OrtValue], after: Mapping[str, onnxruntime.OrtValue]
+    ) -> onnxruntime.IOBinding:
+        check_apart([*before.values(), *self._fixed.values()], [*after.values(), self._loss])
+        binding = self._session.runtime.io_binding()
+        try:
+            for name in self._names:
+                binding.bind_ortvalue_input(name, before[name])
+                binding.bind_ortvalue_output(name + NEW, after[name])
+            for name, value in self._fixed.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(LOSS, self._loss)
+        except ORT_ERRORS as error:
+            raise TrainingError(
+                f"the weights don't fit the {self._session.label} graph: {ort_reason(error)}"
+            ) from error
+        return binding
+
+
+def check_apart(inputs: Iterable[onnxruntime.OrtValue], outputs: Iterable[onnxruntime.OrtValue]) -> None:
+    """Raise RuntimeError if an output overlaps an input or another output: training would go wrong in silence."""
+    spans = [(*_span(value), is_output) for is_output, values in ((False, inputs), (True, outputs)) for value in values]
+    written_to, read_to = 0, 0
+    for start, stop, is_output in sorted(span for span in spans if span[0] < span[1]):
+        if start < written_to or (is_output and start < read_to):
+            raise RuntimeError("an output of a training step shares memory with another value of it")
+        if is_output:
+            written_to = max(written_to, stop)
+        else:
+            read_to = max(read_to, stop)
+
+
+def _span(value: onnxruntime.OrtValue) -> tuple[int, int]:
+    array = value.numpy()
+    return value.data_ptr(), value.data_ptr() + array.nbytes
