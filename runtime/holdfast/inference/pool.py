@@ -1,23 +1,27 @@
-"""The models being served: looked up by name, swapped without a gap, run in batches of requests.
+"""The models being served: looked up by name and version, swapped without a gap, run in batches of requests.
 
 Rules: a swap is one assignment; a request that has started finishes on the session it started with; an old session
-goes when its last request ends. Loading and trying a model happen before, elsewhere.
+goes when its last request ends. Requests share a run only where `row_mixing` proved that rows stay apart. Loading and
+trying a model happen before, elsewhere.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from holdfast.errors import HoldfastError, UnknownModelError
-from holdfast.inference.session import ModelSession
-from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.errors import HoldfastError, InferenceError, UnknownModelError
+from holdfast.inference.batching import run_requests
+from holdfast.inference.session import ModelSession, RunStop
+from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
+
+MAX_TOLD_CHARS = 256  # of a client's own words in our answer
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One name's present version."""
+    """One version of a model."""
 
     name: str
     version: str
@@ -28,22 +32,37 @@ class ModelPool:
     """Served models by name. Thread-safe; readers never wait for a swap."""
 
     def __init__(self) -> None:
-        self._models: dict[str, ServedModel] = {}
+        # by name, then by version; the version "" is the one that answers when none is asked for
+        self._models: dict[str, dict[str, ServedModel]] = {}
         self._writing = threading.Lock()
 
     def swap(self, name: str, version: str, session: ModelSession) -> ServedModel | None:
-        """Serve `session` under `name` from the next request on. Returns what was served before."""
+        """Serve `session` as the only version of `name` from the next request on. Returns what answered before."""
+        return self.put(name, {version: session})
+
+    def put(self, name: str, sessions: Mapping[str, ModelSession]) -> ServedModel | None:
+        """Serve these versions of `name` from the next request on, and no others. Returns what answered before.
+
+        The greatest number among them answers when no version is asked for; without numbers, the last one.
+        """
         with self._writing:
-            before = self._models.get(name)
-            self._models = {**self._models, name: ServedModel(name, version, session)}
-        return before
+            known = self._models.get(name, {})
+            served = {
+                version: known[version]
+                if version in known and known[version].session is session
+                else ServedModel(name, version, session)
+                for version, session in sessions.items()
+            }
+            models = {key: versions for key, versions in self._models.items() if key != name}
+            if served:
+                default = max(enumerate(served), key=lambda item: (_number(item[1]), item[0]))[1]
+                models[name] = {**served, "": served[default]}
+            self._models = models  # one assignment: no reader may find the name gone in between
+        return known.get("")
 
     def remove(self, name: str) -> ServedModel | None:
-        """Stop serving `name`. Returns what was served."""
-        with self._writing:
-            before = self._models.get(name)
-            self._models = {key: model for key, model in self._models.items() if key != name}
-        return before
+        """Stop serving all versions of `name`. Returns what answered."""
+        return self.put(name, {})
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model served under `name`.
@@ -51,23 +70,75 @@ class ModelPool:
         Raises:
             UnknownModelError: no such name, or another version of it. The text is the one Triton's clients know.
         """
-        model = self._models.get(name)
-        if model is not None and version in ("", model.version):
+        model = self.find(name, version)
+        if model is not None:
             return model
-        version_text = f" version {version}" if version and model is not None else ""
-        raise UnknownModelError(f"Request for unknown model: '{name}'{version_text} is not found")
+        versions = self._models.get(name)
+        version_text = f" version {version[:MAX_TOLD_CHARS]}" if version and versions is not None else ""
+        raise UnknownModelError(f"Request for unknown model: '{name[:MAX_TOLD_CHARS]}'{version_text} is not found")
+
+    def find(self, name: str, version: str = "") -> ServedModel | None:
+        """As `get`, with None for a model that is not served."""
+        versions = self._models.get(name)
+        return None if versions is None else versions.get(version)
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._models))
 
+    def versions(self, name: str) -> tuple[str, ...]:
+        """The versions served under `name`, smallest number first."""
+        return tuple(sorted((version for version in self._models.get(name, {}) if version), key=_order))
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """All versions of all models, by name and version."""
+        models = self._models
+        return tuple(
+            models[name][version]
+            for name in sorted(models)
+            for version in sorted(filter(None, models[name]), key=_order)
+        )
+
     def predict_batch(self, requests: Sequence[TensorRequest]) -> list[TensorResponse | HoldfastError]:
         """Answer requests that arrived together, in their order. One request's error never touches another's answer."""
-        return [self._predict(request) for request in requests]
+        answers: list[TensorResponse | HoldfastError] = [_UNANSWERED] * len(requests)
+        places_of: dict[int, tuple[ServedModel, list[int]]] = {}
+        for place, request in enumerate(requests):
+            try:
+                model = self.get(request.model, request.version)
+            except UnknownModelError as error:
+                answers[place] = error
+                continue
+            places_of.setdefault(id(model), (model, []))[1].append(place)
+        for model, places in places_of.values():
+            for place, answer in zip(places, predict(model, [requests[place] for place in places]), strict=True):
+                answers[place] = answer
+        return answers
 
-    def _predict(self, request: TensorRequest) -> TensorResponse | HoldfastError:
-        try:
-            model = self.get(request.model, request.version)
-            outputs = model.session.run(request.inputs, request.outputs)
-        except HoldfastError as error:
-            return error
-        return TensorResponse(model.name, model.version, request.request_id, outputs)
+
+def predict(
+    model: ServedModel, requests: Sequence[TensorRequest], stop: RunStop | None = None
+) -> list[TensorResponse | HoldfastError]:
+    """Answer requests by one model, in their order, whatever model they name."""
+    return responses(model, requests, run_requests(model.session, requests, stop))
+
+
+def responses(
+    model: ServedModel, requests: Sequence[TensorRequest], answers: Sequence[dict[str, Array] | HoldfastError]
+) -> list[TensorResponse | HoldfastError]:
+    """Outputs as responses, each under the id of its request."""
+    name, version = model.name, model.version
+    return [
+        answer if isinstance(answer, HoldfastError) else TensorResponse(name, version, request.request_id, answer)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() and len(version) < 19 else -1
+
+
+def _order(version: str) -> tuple[int, str]:
+    return _number(version), version
+
+
+_UNANSWERED = InferenceError("the request was not answered")

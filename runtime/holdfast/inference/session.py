@@ -16,9 +16,10 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from holdfast.errors import InferenceError, InvalidTensorError, ModelError
+from holdfast.errors import DeadlineError, InferenceError, InvalidTensorError, ModelError
 from holdfast.inference.onnx_wire import external_locations
 from holdfast.inference.tensors import STRING, Array, TensorSpec, dtype_name, shape_text
+from holdfast.inference.traits import UNMEASURED, Traits
 
 MAX_MODEL_BYTES = 4 * 1024**3  # 4 GiB: above what an edge node holds in memory; protobuf itself stops at 2 GiB
 MAX_REASON_CHARS = 300  # of ONNX Runtime's own words in a message of ours
@@ -99,41 +100,111 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a session uses the processor. Spinning burns 6 to 17 times the CPU at low request rates."""
+    """How a session uses the processor. Spinning burns 6 to 17 times the CPU at low request rates.
+
+    shared_threads: use the process's pool (`share_threads`) instead of threads of its own.
+    optimise: False for a graph that ONNX Runtime has optimised before (`graph_cache`).
+    """
 
     intra_op_threads: int = 1
     spinning: bool = False
+    shared_threads: bool = False
+    optimise: bool = True
+
+
+class RunStop:
+    """Ends one run from another thread, at the next operator that it reaches."""
+
+    __slots__ = ("options",)
+
+    def __init__(self) -> None:
+        self.options = onnxruntime.RunOptions()
+
+    def set(self) -> None:
+        self.options.terminate = True
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self.options.terminate)
 
 
 class ModelSession:
     """A loaded model. Thread-safe: several threads may run it at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, traits: Traits = UNMEASURED) -> None:
         self._session = session
+        self.traits = traits
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._input_of = {spec.name: spec for spec in self.inputs}
         # numpy spells a dtype's name anew each time: comparing dtypes keeps 2 us out of every request
         self._dtype_of = {spec.name: np.dtype(object if spec.dtype == STRING else spec.dtype) for spec in self.inputs}
         self._output_of = {spec.name: spec for spec in self.outputs}
+        self._shareable = self._shapes_that_share()
 
-    def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
+    def measured(self, traits: Traits) -> ModelSession:
+        """The same loaded model, with what was measured of it."""
+        return ModelSession(self._session, traits)
+
+    def shared_rows(self, inputs: Mapping[str, Array]) -> int:
+        """The rows of inputs that may share a run with others and need no further check; 0 for all other inputs."""
+        shareable = self._shareable
+        if len(inputs) != len(shareable):
+            return 0
+        rows = 0
+        for name, dtype, rows_of_shape in shareable:
+            array = inputs.get(name)
+            if array is None or array.dtype != dtype:
+                return 0
+            found = rows_of_shape.get(array.shape, 0)
+            if found == 0 or (rows != found and rows != 0):
+                return 0
+            rows = found
+        return rows
+
+    def _shapes_that_share(self) -> tuple[tuple[str, np.dtype[np.generic], dict[tuple[int, ...], int]], ...]:
+        """Per input, every shape up to the largest probed batch: a look-up costs less than a comparison."""
+        mixing = self.traits.mixing
+        if not mixing.is_allowed:
+            return ()
+        return tuple(
+            (
+                spec.name,
+                self._dtype_of[spec.name],
+                {(rows, *(size or 0 for size in spec.shape[1:])): rows for rows in range(1, mixing.buckets[-1] + 1)},
+            )
+            for spec in self.inputs
+        )
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = (), stop: RunStop | None = None
+    ) -> dict[str, Array]:
         """Run the model once.
 
         Args:
             inputs: one array per declared input; not modified, not kept.
             outputs: names of the outputs wanted, in order; empty = all.
+            stop: ends the run when somebody sets it.
         Returns: new arrays, C-contiguous; strings as object arrays of bytes.
         Raises:
             InvalidTensorError: a name, dtype or shape does not fit what the model declares.
             InferenceError: the model itself failed on these inputs.
+            DeadlineError: `stop` was set.
         """
         self.check(inputs, outputs)
+        return self.run_checked(inputs, outputs, stop)
+
+    def run_checked(
+        self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = (), stop: RunStop | None = None
+    ) -> dict[str, Array]:
+        """`run` without the check: for inputs that passed it, or were joined from such."""
         wanted = outputs or tuple(self._output_of)
         feed = {name: _to_runtime(name, array) for name, array in inputs.items()}
         try:
-            results = self._session.run(list(wanted), feed)
+            results = self._session.run(list(wanted), feed, None if stop is None else stop.options)
         except ORT_ERRORS as error:
+            if stop is not None and stop.is_set:
+                raise DeadlineError("the run was ended: nobody waits for its answer any more") from error
             raise InferenceError(f"the model failed on these inputs: {ort_reason(error)}") from error
         return {name: _from_runtime(value) for name, value in zip(wanted, results, strict=True)}
 
@@ -166,10 +237,40 @@ def load_session(source: ModelSource, options: SessionOptions | None = None) -> 
     Raises:
         ModelError: not an ONNX model, or one with inputs or outputs that cannot be served.
     """
-    options = options or SessionOptions()
+    return ModelSession(_open(source, _settings(source, options or SessionOptions())))
+
+
+def optimise(source: ModelSource, options: SessionOptions, to: Path) -> ModelSession:
+    """Load a model and write its graph, as ONNX Runtime optimised it for this processor, to a new file.
+
+    Weights stand in the file, also those that were external. Load it with `SessionOptions.optimise` False.
+
+    Raises:
+        ModelError: not a model that can be loaded, or the file cannot be written.
+    """
+    settings = _settings(source, options)
+    settings.optimized_model_filepath = str(to)
+    return ModelSession(_open(source, settings))
+
+
+def share_threads(intra_op_threads: int) -> None:
+    """Make one pool of threads for all sessions with `shared_threads`. Once per process, before the first session.
+
+    Worth it only where sessions use more than one thread: those of one thread use their caller's. From then on every
+    session needs `shared_threads`; ONNX Runtime refuses others.
+    """
+    onnxruntime.set_global_thread_pool_sizes(intra_op_threads, 1)
+
+
+def _settings(source: ModelSource, options: SessionOptions) -> onnxruntime.SessionOptions:
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options.intra_op_threads
-    settings.inter_op_num_threads = 1
+    if options.shared_threads:
+        settings.use_per_session_threads = False
+    else:
+        settings.intra_op_num_threads = options.intra_op_threads
+        settings.inter_op_num_threads = 1
+    if not options.optimise:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4  # fatal only: what goes wrong is in the exception, and logs hold no model's words
     spinning = "1" if options.spinning else "0"
     settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
@@ -178,11 +279,14 @@ def load_session(source: ModelSource, options: SessionOptions | None = None) -> 
         names = list(source.external)
         blobs = [source.external[name] for name in names]
         settings.add_external_initializers_from_files_in_memory(names, blobs, [len(blob) for blob in blobs])
+    return settings
+
+
+def _open(source: ModelSource, settings: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
-        session = onnxruntime.InferenceSession(source.model, settings, providers=list(PROVIDERS))
+        return onnxruntime.InferenceSession(source.model, settings, providers=list(PROVIDERS))
     except ORT_ERRORS as error:
         raise ModelError(f"not a model that ONNX Runtime can load: {ort_reason(error)}") from error
-    return ModelSession(session)
 
 
 def ort_reason(error: BaseException) -> str:

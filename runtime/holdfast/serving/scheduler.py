@@ -1,0 +1,391 @@
+"""Decides when a request runs, on which thread and with whom: the queues between the fronts and the models.
+
+Rules:
+- A request that takes less than `inline_limit_s`, as measured when its model was loaded, runs on the loop's thread at
+  once; others on the one worker thread of their model. What arrives in one tick shares a run where the model's mixing
+  verdict allows it; an idle server waits for nobody unless `delay_s` says so.
+- Every request gets exactly one answer, the same that it would get alone. It is refused at the door when the queue is
+  full, or so long that its deadline cannot be kept; once accepted it is answered, by DeadlineError if its time is over.
+  A run for which nobody waits any more is ended.
+- A request stays with the model version it was accepted for: a swap fails nobody.
+- On the loop's thread models take turns, a run each, and after `turn_s` the loop gets its thread back.
+- No answer is kept: the same bytes twice are computed twice.
+
+Not here: decoding, taps, authorisation.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from holdfast.clock import Clock
+from holdfast.errors import DeadlineError, HoldfastError, StoppingError
+from holdfast.inference.batching import run_together
+from holdfast.inference.pool import ModelPool, ServedModel, responses
+from holdfast.inference.session import RunStop
+from holdfast.inference.tensors import TensorRequest
+from holdfast.serving.admission import SchedulerOptions, entry_for, is_inline, why_full
+from holdfast.serving.line import Entry, Group, Line, is_late
+from holdfast.serving.protocols import Answer, BatchEvent, Pending, SchedulerObserver
+from holdfast.serving.shell import Shell, ThreadShell, Worker
+
+logger = logging.getLogger(__name__)
+
+Post = Callable[[Callable[[], None]], None]
+Settled = list[tuple[Entry, Answer]]
+
+WAIT_S = 3600.0  # a caller of `run` looks up from its wait this often
+
+
+class ModelScheduler:
+    """The queues of all models of a pool. Thread-safe.
+
+    `post` hands a callback to the loop's thread, in order; answers from workers are given there. Without a loop it may
+    call at once, on whatever thread it is.
+    """
+
+    def __init__(
+        self,
+        pool: ModelPool,
+        clock: Clock,
+        post: Post,
+        *,
+        options: SchedulerOptions | None = None,
+        observer: SchedulerObserver | None = None,
+        shell: Shell | None = None,
+    ) -> None:
+        self._pool, self._clock, self._post = pool, clock, post
+        self._options = options or SchedulerOptions()
+        self._observer = observer
+        self._shell = shell or ThreadShell(clock)
+        self._alarm = self._shell.alarm(self._on_alarm)
+        self._lock = threading.Lock()
+        self._lines: dict[tuple[str, bool], Line] = {}
+        self._workers: dict[str, Worker] = {}
+        self._ready: deque[Line] = deque()
+        self._held_bytes = 0
+        self._is_turning = False
+        self._is_stopping = False
+        self._idle = threading.Event()
+
+    def submit(self, batch: Sequence[Pending]) -> None:
+        """Take what arrived in one tick of the loop. On the loop's thread."""
+        left = batch
+        if not (self._ready or self._is_turning or self._is_stopping or self._options.delay_s > 0):
+            self._is_turning = True  # an answer may make somebody ask again; that request waits for its turn
+            try:
+                left = self._run_at_once(batch)
+            finally:
+                self._is_turning = False
+        if left:
+            quick = self._accept(left)
+            with self._lock:
+                for entry in quick:
+                    self._enqueue(entry)
+        self._turn()
+
+    def run(self, requests: Sequence[TensorRequest], deadline_s: float | None = None) -> list[Answer]:
+        """Answer requests in their order, on the caller's thread or while it waits. Not for the loop's thread."""
+        answers: list[Answer | None] = [None] * len(requests)
+        all_given = threading.Event()
+
+        def give(place: int, answer: Answer) -> None:
+            answers[place] = answer
+            if None not in answers:
+                all_given.set()
+
+        here = Line("", is_inline=True)
+        for entry in self._accept([Pending(each, deadline_s, partial(give, at)) for at, each in enumerate(requests)]):
+            here.add(entry)
+        while entries := here.take():
+            self._deliver(self._run_entries(entries, None))
+        while requests and not self._clock.wait(all_given, WAIT_S):
+            pass
+        return [answer for answer in answers if answer is not None]
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those accepted go on."""
+        with self._lock:
+            self._is_stopping = True
+            self._note_idle()
+
+    def stop(self, deadline_s: float) -> None:
+        """Drain, give what was accepted `deadline_s` seconds, then end it. Not on the loop's thread."""
+        self.drain()
+        self._clock.wait(self._idle, deadline_s)
+        self.close()
+
+    def close(self) -> None:
+        """Answer everything that still waits or runs with StoppingError, and end the runs."""
+        settled: Settled = []
+        with self._lock:
+            self._is_stopping = True
+            for line in self._lines.values():
+                waiting = line.take_all()
+                self._let_go(waiting)
+                left = waiting + [entry for entry in line.running if not entry.is_answered]
+                settled += _settle(left, StoppingError("the server is stopping; the request was not run to its end"))
+                if line.stop is not None:
+                    line.stop.set()
+        self._alarm.close()
+        self._hand_over(settled)
+
+    def _accept(self, batch: Sequence[Pending]) -> list[Entry]:
+        """Put requests in their lines, or refuse them. Returns those that are quick, which are in no line yet."""
+        now_s = self._clock.monotonic_s()
+        refused: list[tuple[Pending, HoldfastError]] = []
+        idle: list[Line] = []
+        quick: list[Entry] = []
+        with self._lock:
+            for pending in batch:
+                entry = self._admit(pending, now_s)
+                if isinstance(entry, HoldfastError):
+                    refused.append((pending, entry))
+                elif is_inline(entry, self._options):
+                    quick.append(entry)
+                else:
+                    line = self._enqueue(entry)
+                    if not line.is_busy:
+                        line.is_busy = True
+                        idle.append(line)
+        for line in idle:
+            self._start(line)
+        for pending, error in refused:
+            self._refuse(pending, error)
+        return quick
+
+    def _run_at_once(self, batch: Sequence[Pending]) -> list[Pending]:
+        """Nothing waits: run what is quick and may share a run, without a queue. Returns the others."""
+        now_s = self._clock.monotonic_s()
+        left: list[Pending] = []
+        groups: dict[int, Group] = {}
+        runs: list[Group] = []
+        left_s, limit_s = self._options.turn_s, self._options.inline_limit_s
+        for pending in batch:
+            request, deadline_s = pending.request, pending.deadline_s
+            model = self._pool.find(request.model, request.version)
+            rows = 0 if model is None or request.outputs else model.session.shared_rows(request.inputs)
+            if model is None or rows == 0 or left_s <= 0 or (deadline_s is not None and deadline_s <= now_s):
+                left.append(pending)
+                continue
+            traits = model.session.traits
+            left_s -= traits.shares_s[rows]
+            if traits.alones_s[rows] > limit_s:
+                left.append(pending)
+                continue
+            group = groups.get(id(model))
+            if group is None or group.total + rows > group.largest:
+                group = groups[id(model)] = Group(model, traits.mixing.buckets[-1])
+                runs.append(group)
+            group.add(pending, rows)
+        for group in runs:
+            start_s = self._clock.monotonic_s()
+            answers = self._predict(group.model, [pending.request for pending in group.members], group.rows, None)
+            self._count(group.model, group.total, (start_s - now_s) * len(answers), start_s, answers)
+            for pending, answer in zip(group.members, answers, strict=True):
+                _give(pending, answer)
+        return left
+
+    def _admit(self, pending: Pending, now_s: float) -> Entry | HoldfastError:
+        """An entry for a request, or why it is refused."""
+        if self._is_stopping:
+            return StoppingError("the server is stopping; ask another one, or again in a moment")
+        request = pending.request
+        try:
+            entry = entry_for(pending, self._pool.get(request.model, request.version), now_s)
+        except HoldfastError as error:
+            return error
+        if is_late(entry, now_s):
+            return DeadlineError("the deadline passed before the request was started")
+        line = self._lines.get((entry.model.name, is_inline(entry, self._options)))
+        full = None if line is None else why_full(line, entry, self._held_bytes, self._options)
+        return full or entry
+
+    def _enqueue(self, entry: Entry) -> Line:
+        key = (entry.model.name, is_inline(entry, self._options))
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(*key)
+        line.add(entry)
+        self._held_bytes += entry.size_bytes
+        if line.is_inline:
+            self._make_ready(line, entry.arrived_s)
+        elif entry.pending.deadline_s is not None:
+            self._alarm.at(entry.pending.deadline_s)
+        return line
+
+    def _make_ready(self, line: Line, now_s: float) -> None:
+        """Put an inline line among those that take turns, unless its first request still waits for company."""
+        if line.is_ready or not line.waiting:
+            return
+        if self._options.delay_s > 0 and (until_s := self._company_until_s(line)) > now_s:
+            self._alarm.at(until_s)
+            return
+        line.is_ready = True
+        self._ready.append(line)
+
+    def _company_until_s(self, line: Line) -> float:
+        first = next(iter(line))
+        mixing = first.model.session.traits.mixing
+        oldest_s = line.oldest_s()
+        if oldest_s is None or not mixing.is_allowed or line.rows >= mixing.buckets[-1]:
+            return 0.0
+        return oldest_s + self._options.delay_s
+
+    def _turn(self) -> None:
+        """Run what is ready on this, the loop's, thread; each model a run, until `turn_s` is over."""
+        if self._is_turning:  # an answer made somebody ask again
+            return
+        self._is_turning = True
+        try:
+            until_s = self._clock.monotonic_s() + self._options.turn_s
+            while self._ready:
+                self._run_next()
+                if self._ready and self._clock.monotonic_s() >= until_s:
+                    self._post(self._turn)
+                    break
+        finally:
+            self._is_turning = False
+
+    def _run_next(self) -> None:
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            line = self._ready.popleft()
+            line.is_ready = False
+            late = line.take_late(now_s)
+            entries = line.take()
+            self._let_go(late + entries)
+            settled = _settle(late, _late())
+            self._make_ready(line, now_s)
+        self._deliver(settled)
+        if entries:
+            self._deliver(self._run_entries(entries, None))
+        if self._is_stopping:
+            with self._lock:
+                self._note_idle()
+
+    def _start(self, line: Line) -> None:
+        worker = self._workers.get(line.name)
+        if worker is None:
+            worker = self._workers[line.name] = self._shell.worker(line.name)
+        worker.start(partial(self._work, line))
+
+    def _work(self, line: Line) -> None:
+        """On the worker's thread: run what waits until nothing does."""
+        while True:
+            now_s = self._clock.monotonic_s()
+            with self._lock:
+                late = line.take_late(now_s)
+                line.running = line.take()
+                line.stop = RunStop() if line.running else None
+                entries, stop = line.running, line.stop
+                self._let_go(late)
+                settled = _settle(late, _late())
+                line.is_busy = bool(entries)
+                self._note_idle()
+            self._hand_over(settled)
+            if not entries:
+                return
+            answers = self._run_entries(entries, stop)
+            with self._lock:
+                line.running, line.stop = [], None
+                self._let_go(entries)
+                settled = [(entry, answer) for entry, answer in answers if not entry.is_answered]
+                for entry, _ in settled:
+                    entry.is_answered = True
+            self._hand_over(settled)
+            del entries, answers, settled  # they hold a model, which may be unloaded during the next run
+
+    def _run_entries(self, entries: list[Entry], stop: RunStop | None) -> Settled:
+        model, start_s = entries[0].model, self._clock.monotonic_s()
+        rows = [entry.rows for entry in entries]
+        answers = self._predict(model, [entry.pending.request for entry in entries], rows, stop)
+        queue_s = sum(start_s - entry.arrived_s for entry in entries)
+        self._count(model, sum(rows), queue_s, start_s, answers)
+        return list(zip(entries, answers, strict=True))
+
+    def _predict(
+        self, model: ServedModel, requests: list[TensorRequest], rows: list[int], stop: RunStop | None
+    ) -> list[Answer]:
+        try:
+            return responses(model, requests, run_together(model.session, requests, rows, stop))
+        except Exception:  # a door: our bug must cost neither the thread nor anybody's answer
+            error_id = secrets.token_hex(8)
+            logger.exception("run failed", extra={"error_id": error_id})
+            return [HoldfastError(f"internal error; the log holds it under id {error_id}")] * len(requests)
+
+    def _count(self, model: ServedModel, rows: int, queue_s: float, start_s: float, answers: Sequence[Answer]) -> None:
+        if self._observer is None:
+            return
+        took_s = self._clock.monotonic_s() - start_s
+        failed = sum(isinstance(answer, HoldfastError) for answer in answers)
+        event = BatchEvent(model.name, model.version, len(answers), rows, failed, queue_s, took_s)
+        self._observer.on_batch(event)
+
+    def _on_alarm(self) -> None:
+        """On the alarm's thread: answer who is late, end runs that nobody waits for, wake lines that waited long."""
+        now_s = self._clock.monotonic_s()
+        settled: Settled = []
+        wake = False
+        with self._lock:
+            for line in self._lines.values():
+                late = line.take_late(now_s)
+                self._let_go(late)
+                settled += _settle(late + [entry for entry in line.running if is_late(entry, now_s)], _late())
+                if line.stop is not None and all(entry.is_answered for entry in line.running):
+                    line.stop.set()
+                if line.is_inline:
+                    self._make_ready(line, now_s)
+                    wake = wake or line.is_ready
+                elif (next_s := line.next_deadline_s()) is not None:
+                    self._alarm.at(next_s)
+            self._note_idle()
+        self._hand_over(settled)
+        if wake:
+            self._post(self._turn)
+
+    def _let_go(self, entries: Sequence[Entry]) -> None:
+        self._held_bytes -= sum(entry.size_bytes for entry in entries)
+
+    def _note_idle(self) -> None:
+        if self._is_stopping and not any(line.waiting or line.is_busy for line in self._lines.values()):
+            self._idle.set()
+
+    def _hand_over(self, settled: Settled) -> None:
+        if settled:
+            self._post(partial(self._deliver, settled))
+
+    def _deliver(self, settled: Settled) -> None:
+        for entry, answer in settled:
+            if self._observer is not None and isinstance(answer, DeadlineError | StoppingError):
+                self._observer.on_refused(entry.model.name, entry.model.version, answer.code)
+            _give(entry.pending, answer)
+
+    def _refuse(self, pending: Pending, error: HoldfastError) -> None:
+        if self._observer is not None:
+            self._observer.on_refused(pending.request.model, pending.request.version, error.code)
+        _give(pending, error)
+
+
+def _late() -> DeadlineError:
+    return DeadlineError("the deadline passed before the request was answered")
+
+
+def _settle(entries: Sequence[Entry], error: HoldfastError) -> Settled:
+    """Mark those without an answer as answered by `error`. Under the scheduler's lock."""
+    open_entries = [entry for entry in entries if not entry.is_answered]
+    for entry in open_entries:
+        entry.is_answered = True
+    return [(entry, error) for entry in open_entries]
+
+
+def _give(pending: Pending, answer: Answer) -> None:
+    try:
+        pending.done(answer)
+    except Exception:  # a door: one client's connection must not cost the others their answers
+        logger.exception("answer could not be handed over")
