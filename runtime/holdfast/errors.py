@@ -24,7 +24,11 @@
     │   ├── DeadlineError
     │   ├── InferenceError   the model itself failed on inputs that fit its signature
     │   ├── UnsupportedError a part of the protocol that this server does not offer
-    │   └── StoppingError    the server is stopping; ask another one, or again in a moment
+    │   ├── StoppingError    the server is stopping; ask another one, or again in a moment
+    │   ├── AccessError      the caller may not do this here
+    │   │   └── UnauthenticatedError the caller did not show who it is
+    │   ├── UnknownRegionError no shared memory region is registered under this name
+    │   └── ConflictError    the name is taken by something else
     ├── PolicyError          the site's policy is missing, not valid, or says no
     ├── RoundError           an offer, an update or a run is refused
     │   ├── NodeRefusedError the SuperLink does not know this worker's node key, or it was revoked
@@ -151,6 +155,22 @@ class UnsupportedError(RequestError):
 
 class StoppingError(RequestError):
     code = "HF-REQUEST-008"
+
+
+class AccessError(RequestError):
+    code = "HF-REQUEST-009"
+
+
+class UnauthenticatedError(AccessError):
+    code = "HF-REQUEST-010"
+
+
+class UnknownRegionError(RequestError):
+    code = "HF-REQUEST-011"
+
+
+class ConflictError(RequestError):
+    code = "HF-REQUEST-012"
 
 
 class PolicyError(HoldfastError):

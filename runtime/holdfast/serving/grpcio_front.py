@@ -19,7 +19,7 @@ import grpc
 
 from holdfast.clock import Clock
 from holdfast.errors import OverloadedError
-from holdfast.serving.rpc import CallContext, RpcTable, StreamCall, UnaryCall, WatchCall
+from holdfast.serving.rpc import CallContext, Origin, RpcTable, StreamCall, UnaryCall, WatchCall, trace_context
 from holdfast.serving.status import status_of
 
 WORKERS = 8  # more than the cores: a call waits for the network, not only for the processor
@@ -32,7 +32,9 @@ CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 class GrpcioFront:
     """A grpcio server over a table of calls."""
 
-    def __init__(self, table: RpcTable, clock: Clock, *, max_message_bytes: int, max_concurrent_calls: int) -> None:
+    def __init__(
+        self, table: RpcTable, clock: Clock, origin: Origin, *, max_message_bytes: int, max_concurrent_calls: int
+    ) -> None:
         self._server = grpc.server(
             ThreadPoolExecutor(WORKERS + MAX_LONG_CALLS, thread_name_prefix="grpc"),
             options=[
@@ -42,7 +44,7 @@ class GrpcioFront:
             ],
             maximum_concurrent_rpcs=max_concurrent_calls,
         )
-        self._server.add_generic_rpc_handlers((_Calls(table, clock),))
+        self._server.add_generic_rpc_handlers((_Calls(table, clock, origin),))
 
     def start(self, address: str) -> None:
         """Listen on `address`, a unix socket. Returns when calls are answered."""
@@ -57,9 +59,10 @@ class GrpcioFront:
 class _Calls(grpc.GenericRpcHandler):
     """Finds the handler of a call."""
 
-    def __init__(self, table: RpcTable, clock: Clock) -> None:
+    def __init__(self, table: RpcTable, clock: Clock, origin: Origin) -> None:
         self._table = table
         self._clock = clock
+        self._origin = origin
         self._long_calls = threading.BoundedSemaphore(MAX_LONG_CALLS)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
@@ -74,10 +77,13 @@ class _Calls(grpc.GenericRpcHandler):
 
     def _unary(self, call: UnaryCall) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def edge(data: bytes, context: grpc.ServicerContext) -> bytes:
+            known = self._context(context)
             try:
-                return call.answer(data, self._context(context))
+                answer = call.answer(data, known)
             except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
                 _abort(context, error)
+            context.set_trailing_metadata(trace_context(known.metadata))
+            return answer
 
         return edge
 
@@ -124,7 +130,7 @@ class _Calls(grpc.GenericRpcHandler):
         left_s = context.time_remaining()
         deadline_s = None if left_s is None else self._clock.monotonic_s() + left_s
         metadata = {str(key): value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        return CallContext(deadline_s, metadata)
+        return CallContext(deadline_s, metadata, "", self._origin.is_admin, self._origin.is_local)
 
 
 def _abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:

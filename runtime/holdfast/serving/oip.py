@@ -1,29 +1,37 @@
 """The Open Inference Protocol's gRPC messages, to and from tensors. Pure: bytes in, values out.
 
-Rules: raw contents for all inputs or for none, one entry per input, in their order; lengths are checked before memory
-is taken; the id is echoed; no requested outputs means all. Shared memory, classification and BF16 are refused by name.
+Rules: raw contents for all inputs or for none, one entry per input outside shared memory, in their order; lengths
+are checked before memory is taken; the id is echoed; no requested outputs means all.
 Source: Open Inference Protocol v2 gRPC and its binary tensor rules; Triton's `grpc_service.proto` for the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from holdfast.errors import InvalidTensorError, RequestError, UnsupportedError
-from holdfast.inference.pool import ServedModel
-from holdfast.inference.tensors import Array, TensorRequest, TensorResponse, TensorSpec
+from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
 from holdfast.serving import oip_pb2
-from holdfast.serving.datatypes import DATATYPE_OF, datatype_of, dtype_of, from_elements, from_raw, to_raw
+from holdfast.serving.classification import classified
+from holdfast.serving.datatypes import datatype_of, dtype_of, from_elements, from_raw, to_raw
+from holdfast.serving.parameters import (
+    REGION,
+    REGION_OFFSET,
+    REGION_SIZE,
+    InferCall,
+    OutputForm,
+    output_form,
+    queue_terms,
+    region_slice,
+)
+from holdfast.serving.shared_memory import SharedMemory
 
-PLATFORM = "onnxruntime_onnx"
-SERVER_NAME = "holdfast"
-# Only what is true of this server; a client may rely on each.
-EXTENSIONS = ("binary_tensor_data",)
 MAX_TENSORS = 1_024  # inputs or outputs of one request; models have a handful
-RESERVED_PREFIX = "triton_"
+FINAL_RESPONSE = "triton_final_response"  # the parameter that tells the last answer of a streamed request
+_PLAIN = OutputForm()
 
 _CONTENTS_OF = {
     "BOOL": "bool_contents",
@@ -55,47 +63,112 @@ def parse(kind: type[M], data: bytes) -> M:
         raise RequestError(f"the request is not a {kind.DESCRIPTOR.full_name} message") from error
 
 
-def decode_request(data: bytes) -> TensorRequest:
-    """A request from the bytes of a ModelInferRequest.
+def decode_infer(data: bytes, regions: SharedMemory | None = None) -> InferCall:
+    """A request from the bytes of a ModelInferRequest. `regions` = None: shared memory is not offered.
 
     Raises:
-        RequestError: not such a message, or the rules of raw contents are broken.
+        RequestError: not such a message, or the rules of raw contents, shared memory or parameters are broken.
         InvalidTensorError: a tensor is not what it says it is.
-        UnsupportedError: it asks for shared memory, classification or a reserved parameter.
+        UnsupportedError: it asks for what this server does not offer.
     """
     message = parse(oip_pb2.ModelInferRequest, data)
-    require_supported(message.parameters, "the request")
     if len(message.inputs) > MAX_TENSORS or len(message.outputs) > MAX_TENSORS:
         raise RequestError(f"expected at most {MAX_TENSORS} inputs and outputs")
-    raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise RequestError(f"expected {len(message.inputs)} raw_input_contents, one per input, got {len(raw)}")
+    priority, timeout_s = queue_terms(_plain(message.parameters)) if message.parameters else (0, None)
     inputs: dict[str, Array] = {}
-    for index, tensor in enumerate(message.inputs):
-        require_supported(tensor.parameters, f"input '{tensor.name}'")
+    raws = iter(message.raw_input_contents)
+    in_regions = 0
+    for tensor in message.inputs:
         if tensor.name in inputs:
             raise InvalidTensorError(f"input '{tensor.name}' is given twice")
-        if raw and tensor.HasField("contents"):
-            raise RequestError(f"input '{tensor.name}' has contents beside raw_input_contents; use one of them")
-        if raw:
-            inputs[tensor.name] = from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index])
+        place = region_slice(_plain(tensor.parameters), f"input '{tensor.name}'") if tensor.parameters else None
+        if place is not None:
+            in_regions += 1
+            if tensor.HasField("contents"):
+                raise RequestError(f"input '{tensor.name}' has contents beside a shared memory region; use one of them")
+            raw = offered(regions).read(place)
+            inputs[tensor.name] = from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
         else:
-            inputs[tensor.name] = _from_contents(tensor)
-    for output in message.outputs:
-        require_supported(output.parameters, f"output '{output.name}'")
+            inputs[tensor.name] = _sent(message, tensor, raws)
+    if message.raw_input_contents and len(message.raw_input_contents) != len(message.inputs) - in_regions:
+        raise RequestError(_raw_count(message, in_regions))
+    form = OutputForm()
+    if any(output.parameters for output in message.outputs):
+        form = output_form({output.name: _plain(output.parameters) for output in message.outputs})
+        if form.region_of:
+            offered(regions)
     names = tuple(output.name for output in message.outputs)
-    return TensorRequest(message.model_name, message.model_version, message.id, inputs, names)
+    request = TensorRequest(message.model_name, message.model_version, message.id, inputs, names)
+    return InferCall(request, form, priority, timeout_s)
 
 
-def encode_response(response: TensorResponse) -> bytes:
-    """The bytes of a ModelInferResponse, with raw contents."""
+def decode_request(data: bytes) -> TensorRequest:
+    """The tensors of a ModelInferRequest, without shared memory; see `decode_infer`."""
+    return decode_infer(data).request
+
+
+def encode_response(response: TensorResponse, form: OutputForm = _PLAIN, regions: SharedMemory | None = None) -> bytes:
+    """The bytes of a ModelInferResponse, with raw contents.
+
+    Raises:
+        RequestError: an output cannot go out as it was asked for.
+    """
+    return response_message(response, form, regions).SerializeToString()
+
+
+def encode_stream_response(
+    response: TensorResponse, form: OutputForm = _PLAIN, regions: SharedMemory | None = None
+) -> bytes:
+    """The bytes of a ModelStreamInferResponse; each of our answers is the only, and so the final one, of its request.
+
+    Raises:
+        RequestError: an output cannot go out as it was asked for.
+    """
+    message = response_message(response, form, regions)
+    message.parameters[FINAL_RESPONSE].bool_param = True
+    return oip_pb2.ModelStreamInferResponse(infer_response=message).SerializeToString()
+
+
+def encode_stream_error(text: str, request_id: str) -> bytes:
+    """The bytes of a ModelStreamInferResponse that says what was wrong; the stream goes on."""
+    message = oip_pb2.ModelStreamInferResponse(error_message=text or "unknown error")
+    message.infer_response.id = request_id
+    return message.SerializeToString()
+
+
+def response_message(
+    response: TensorResponse, form: OutputForm, regions: SharedMemory | None
+) -> oip_pb2.ModelInferResponse:
+    """The message of an answer; outputs that were placed in shared memory have an empty raw entry."""
     message = oip_pb2.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.request_id
     )
     for name, array in response.outputs.items():
-        message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
-        message.raw_output_contents.append(to_raw(array))
-    return message.SerializeToString()
+        if name in form.classes_of:
+            array = classified(name, array, form.classes_of[name])
+        tensor = message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+        raw = to_raw(array)
+        place = form.region_of.get(name)
+        if place is not None:
+            offered(regions).write(place, raw)
+            tensor.parameters[REGION].string_param = place.region
+            tensor.parameters[REGION_SIZE].int64_param = len(raw)
+            if place.offset:
+                tensor.parameters[REGION_OFFSET].int64_param = place.offset
+            raw = b""
+        message.raw_output_contents.append(raw)
+    return message
+
+
+def offered(regions: SharedMemory | None) -> SharedMemory:
+    """The regions, if this server has any to offer.
+
+    Raises:
+        UnsupportedError: it has none.
+    """
+    if regions is None:
+        raise UnsupportedError("shared memory is not offered here; send the tensor itself")
+    return regions
 
 
 def encode_request(request: TensorRequest) -> bytes:
@@ -127,39 +200,33 @@ def decode_response(data: bytes) -> TensorResponse:
     return TensorResponse(message.model_name, message.model_version, message.id, outputs)
 
 
-def server_metadata(version: str) -> bytes:
-    """The bytes of a ServerMetadataResponse."""
-    return oip_pb2.ServerMetadataResponse(name=SERVER_NAME, version=version, extensions=EXTENSIONS).SerializeToString()
+def _plain(parameters: Mapping[str, oip_pb2.InferParameter]) -> dict[str, object]:
+    """The parameters as plain values; one without a value is absent."""
+    plain: dict[str, object] = {}
+    for key, value in parameters.items():
+        which = value.WhichOneof("parameter_choice")
+        if which is not None:
+            plain[key] = getattr(value, which)
+    return plain
 
 
-def model_metadata(model: ServedModel) -> bytes:
-    """The bytes of a ModelMetadataResponse."""
-    message = oip_pb2.ModelMetadataResponse(name=model.name, versions=[model.version], platform=PLATFORM)
-    for spec in model.session.inputs:
-        message.inputs.add(name=spec.name, datatype=DATATYPE_OF[spec.dtype], shape=wire_shape(spec))
-    for spec in model.session.outputs:
-        message.outputs.add(name=spec.name, datatype=DATATYPE_OF[spec.dtype], shape=wire_shape(spec))
-    return message.SerializeToString()
+def _sent(
+    message: oip_pb2.ModelInferRequest, tensor: oip_pb2.ModelInferRequest.InferInputTensor, raws: Iterator[bytes]
+) -> Array:
+    """The tensor from the request's raw contents, if it has any, else from its own."""
+    if not message.raw_input_contents:
+        return _from_contents(tensor)
+    if tensor.HasField("contents"):
+        raise RequestError(f"input '{tensor.name}' has contents beside raw_input_contents; use one of them")
+    raw = next(raws, None)
+    if raw is None:
+        raise RequestError(_raw_count(message, 0))
+    return from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
 
 
-def wire_shape(spec: TensorSpec) -> list[int]:
-    """A declared shape as the protocol writes it: -1 where any size goes."""
-    return [-1 if size is None else size for size in spec.shape]
-
-
-def require_supported(parameters: Iterable[str], where: str) -> None:
-    """Refuse parameters that would change the answer and that this server does not follow.
-
-    Raises:
-        UnsupportedError: naming the parameter.
-    """
-    for key in parameters:
-        if key.startswith("shared_memory_"):
-            raise UnsupportedError(f"{where}: shared memory is not offered here; send the tensor itself")
-        if key == "classification":
-            raise UnsupportedError(f"{where}: the classification extension is not offered; ask for the whole output")
-        if key.startswith(RESERVED_PREFIX):
-            raise RequestError(f"{where}: parameter '{key[:80]}' is reserved")
+def _raw_count(message: oip_pb2.ModelInferRequest, in_regions: int) -> str:
+    expected, got = len(message.inputs) - in_regions, len(message.raw_input_contents)
+    return f"expected {expected} raw_input_contents, one per input that is sent, got {got}"
 
 
 def _from_contents(tensor: oip_pb2.ModelInferRequest.InferInputTensor) -> Array:

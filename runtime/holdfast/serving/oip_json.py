@@ -10,38 +10,37 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from holdfast.errors import InvalidTensorError, RequestError
 from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import STRING, Array, TensorRequest, TensorResponse, TensorSpec
+from holdfast.serving.classification import classified
 from holdfast.serving.datatypes import DATATYPE_OF, datatype_of, from_elements, from_raw, object_array, to_raw
 from holdfast.serving.oip import (
-    EXTENSIONS,
     MAX_TENSORS,
-    PLATFORM,
-    SERVER_NAME,
-    require_supported,
-    wire_shape,
+    offered,
 )
+from holdfast.serving.parameters import (
+    BINARY_OUTPUT,
+    BINARY_OUTPUTS,
+    BINARY_SIZE,
+    REGION,
+    REGION_OFFSET,
+    REGION_SIZE,
+    InferCall,
+    OutputForm,
+    flag,
+    output_form,
+    queue_terms,
+    region_slice,
+)
+from holdfast.serving.shared_memory import SharedMemory
 
-BINARY_SIZE = "binary_data_size"
-BINARY_OUTPUT = "binary_data"
-BINARY_OUTPUTS = "binary_data_output"
-
-
-@dataclass(frozen=True, slots=True)
-class OutputForm:
-    """Which outputs go out raw: those named, else all or none."""
-
-    default_binary: bool = False
-    binary_of: Mapping[str, bool] = field(default_factory=dict)
-
-    def is_binary(self, name: str) -> bool:
-        return self.binary_of.get(name, self.default_binary)
+MAX_JSON_BYTES = 16 * 1024**2  # parsed JSON takes 4 to 10 times its size in memory; larger tensors go binary
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +51,10 @@ class JsonBody:
     header_length: int | None
 
 
-def decode_request(
-    body: bytes, header_length: int | None, model: str, version: str
-) -> tuple[TensorRequest, OutputForm]:
-    """A request and the form its outputs are wanted in.
+def decode_infer(
+    body: bytes, header_length: int | None, model: str, version: str, regions: SharedMemory | None = None
+) -> InferCall:
+    """A request and the form its outputs are wanted in. `regions` = None: shared memory is not offered.
 
     Raises:
         RequestError: not JSON, or not the protocol's fields.
@@ -65,26 +64,34 @@ def decode_request(
     split = len(body) if header_length is None else header_length
     if split > len(body):
         raise RequestError(f"Inference-Header-Content-Length is {split}, but the body has {len(body)} bytes")
-    top = _object(_parse(body[:split]), "the request")
-    request_id = _text(top.get("id", ""), "id")
-    parameters = _object(top.get("parameters", {}), "parameters")
-    require_supported(parameters, "the request")
+    top = as_object(parse(body[:split]), "the request")
+    request_id = as_text(top.get("id", ""), "id")
+    parameters = as_object(top.get("parameters", {}), "parameters")
+    priority, timeout_s = queue_terms(parameters)
     inputs: dict[str, Array] = {}
     rest = memoryview(body)[split:]
     for entry in _list(top.get("inputs"), "inputs"):
-        name, array, used = _input(_object(entry, "an input"), rest)
+        name, array, used = _input(as_object(entry, "an input"), rest, regions)
         if name in inputs:
             raise InvalidTensorError(f"input '{name}' is given twice")
         inputs[name] = array
         rest = rest[used:]
     if len(rest):
         raise RequestError(f"{len(rest)} bytes of binary data are left over after the last input")
-    names, binary_of = _outputs(_list(top.get("outputs", []), "outputs"))
-    form = OutputForm(_flag(parameters.get(BINARY_OUTPUTS, False), BINARY_OUTPUTS), binary_of)
-    return TensorRequest(model, version, request_id, inputs, names), form
+    requested = [as_object(entry, "an output") for entry in _list(top.get("outputs", []), "outputs")]
+    names = tuple(as_text(entry.get("name"), "name of an output") for entry in requested)
+    default_binary = flag(parameters.get(BINARY_OUTPUTS, False), BINARY_OUTPUTS)
+    parameters_of = {
+        name: as_object(entry.get("parameters", {}), f"parameters of output '{name}'")
+        for name, entry in zip(names, requested, strict=True)
+    }
+    form = output_form(parameters_of, default_binary=default_binary)
+    if form.region_of:
+        offered(regions)
+    return InferCall(TensorRequest(model, version, request_id, inputs, names), form, priority, timeout_s)
 
 
-def decode_raw_request(body: bytes, served: ServedModel, version: str) -> tuple[TensorRequest, OutputForm]:
+def decode_raw_infer(body: bytes, served: ServedModel, version: str) -> InferCall:
     """A request whose whole body is the model's only input; all outputs go out raw.
 
     Raises:
@@ -99,14 +106,15 @@ def decode_raw_request(body: bytes, served: ServedModel, version: str) -> tuple[
         array = object_array([body], (1,) * len(spec.shape))
     else:
         array = from_raw(spec.name, DATATYPE_OF[spec.dtype], _deduced_shape(spec, len(body)), body)
-    return TensorRequest(served.name, version, "", {spec.name: array}), OutputForm(default_binary=True)
+    return InferCall(TensorRequest(served.name, version, "", {spec.name: array}), OutputForm(default_binary=True))
 
 
-def encode_response(response: TensorResponse, form: OutputForm) -> JsonBody:
+def encode_response(response: TensorResponse, form: OutputForm, regions: SharedMemory | None = None) -> JsonBody:
     """A response body.
 
     Raises:
         InvalidTensorError: an output that is wanted as JSON holds what JSON cannot carry.
+        RequestError: an output cannot go out as it was asked for.
     """
     top: dict[str, object] = {"model_name": response.model, "model_version": response.version}
     if response.request_id:
@@ -114,8 +122,15 @@ def encode_response(response: TensorResponse, form: OutputForm) -> JsonBody:
     raws: list[bytes] = []
     outputs: list[dict[str, object]] = []
     for name, array in response.outputs.items():
+        if name in form.classes_of:
+            array = classified(name, array, form.classes_of[name])
         entry: dict[str, object] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
-        if form.is_binary(name):
+        place = form.region_of.get(name)
+        if place is not None:
+            raw = to_raw(array)
+            offered(regions).write(place, raw)
+            entry["parameters"] = {REGION: place.region, REGION_SIZE: len(raw), REGION_OFFSET: place.offset}
+        elif form.is_binary(name):
             raws.append(to_raw(array))
             entry["parameters"] = {BINARY_SIZE: len(raws[-1])}
         else:
@@ -126,46 +141,67 @@ def encode_response(response: TensorResponse, form: OutputForm) -> JsonBody:
     return JsonBody(b"".join((header, *raws)), len(header) if raws else None)
 
 
-def server_metadata(version: str) -> bytes:
-    """The body of GET /v2."""
-    return json.dumps({"name": SERVER_NAME, "version": version, "extensions": list(EXTENSIONS)}).encode()
-
-
-def model_metadata(served: ServedModel) -> bytes:
-    """The body of GET /v2/models/{name}."""
-
-    def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
-        return [{"name": s.name, "datatype": DATATYPE_OF[s.dtype], "shape": wire_shape(s)} for s in specs]
-
-    top = {"name": served.name, "versions": [served.version], "platform": PLATFORM}
-    return json.dumps(
-        {**top, "inputs": tensors(served.session.inputs), "outputs": tensors(served.session.outputs)}
-    ).encode()
-
-
 def error_body(text: str) -> bytes:
     """The body of every answer that is not 200."""
     return json.dumps({"error": text}).encode()
 
 
-def _parse(data: bytes) -> object:
+def parse(data: bytes) -> object:
+    """The JSON value of a body.
+
+    Raises:
+        RequestError: it is too large, nested too deeply, or not JSON.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise RequestError(
+            f"{len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are parsed; send tensors as binary data"
+        )
     try:
         value: object = json.loads(data.decode("utf-8"))
     except RecursionError as error:
         raise RequestError("the JSON is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON at byte {error.pos}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError("the body is not JSON: not UTF-8") from error
     except ValueError as error:
-        where = f" at byte {error.pos}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": not UTF-8"
-        raise RequestError(f"the body is not JSON{where}") from error
+        raise RequestError("the body is not JSON: a number has too many digits") from error
     return value
 
 
-def _input(entry: Mapping[str, object], rest: memoryview) -> tuple[str, Array, int]:
+def as_object(value: object, what: str) -> Mapping[str, object]:
+    """The value as a JSON object.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise RequestError(f"expected an object as {what}, got {type(value).__name__}")
+    return value
+
+
+def as_text(value: object, what: str) -> str:
+    """The value as a string.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise RequestError(f"expected a string as {what}, got {type(value).__name__}")
+    return value
+
+
+def _input(entry: Mapping[str, object], rest: memoryview, regions: SharedMemory | None) -> tuple[str, Array, int]:
     """Name, array and how many of the binary bytes it took."""
-    name = _text(entry.get("name"), "name of an input")
-    datatype = _text(entry.get("datatype"), f"datatype of input '{name}'")
+    name = as_text(entry.get("name"), "name of an input")
+    datatype = as_text(entry.get("datatype"), f"datatype of input '{name}'")
     shape = [_size(size, name) for size in _list(entry.get("shape"), f"shape of input '{name}'")]
-    parameters = _object(entry.get("parameters", {}), f"parameters of input '{name}'")
-    require_supported(parameters, f"input '{name}'")
+    parameters = as_object(entry.get("parameters", {}), f"parameters of input '{name}'")
+    place = region_slice(parameters, f"input '{name}'")
+    if place is not None:
+        if "data" in entry or BINARY_SIZE in parameters:
+            raise RequestError(f"input '{name}' has data beside a shared memory region; use one of them")
+        return name, from_raw(name, datatype, shape, offered(regions).read(place)), 0
     if BINARY_SIZE not in parameters:
         if "data" not in entry:
             raise InvalidTensorError(f"input '{name}': expected data, or {BINARY_SIZE} and bytes after the JSON")
@@ -176,20 +212,6 @@ def _input(entry: Mapping[str, object], rest: memoryview) -> tuple[str, Array, i
     if size < 0 or size > len(rest):
         raise InvalidTensorError(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes are left")
     return name, from_raw(name, datatype, shape, rest[:size]), size
-
-
-def _outputs(entries: Sequence[object]) -> tuple[tuple[str, ...], dict[str, bool]]:
-    names: list[str] = []
-    binary_of: dict[str, bool] = {}
-    for item in entries:
-        entry = _object(item, "an output")
-        name = _text(entry.get("name"), "name of an output")
-        parameters = _object(entry.get("parameters", {}), f"parameters of output '{name}'")
-        require_supported(parameters, f"output '{name}'")
-        names.append(name)
-        if BINARY_OUTPUT in parameters:
-            binary_of[name] = _flag(parameters[BINARY_OUTPUT], BINARY_OUTPUT)
-    return tuple(names), binary_of
 
 
 def _flat(name: str, data: object) -> list[object]:
@@ -227,29 +249,11 @@ def _deduced_shape(spec: TensorSpec, size_bytes: int) -> tuple[int, ...]:
     return tuple(count // fixed if size is None else size for size in spec.shape)
 
 
-def _object(value: object, what: str) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise RequestError(f"expected an object as {what}, got {type(value).__name__}")
-    return value
-
-
 def _list(value: object, what: str) -> list[object]:
     if not isinstance(value, list):
         raise RequestError(f"expected a list as {what}, got {type(value).__name__}")
     if len(value) > MAX_TENSORS:
         raise RequestError(f"expected at most {MAX_TENSORS} entries as {what}, got {len(value)}")
-    return value
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"expected a string as {what}, got {type(value).__name__}")
-    return value
-
-
-def _flag(value: object, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise RequestError(f"expected true or false as {what}, got {type(value).__name__}")
     return value
 
 

@@ -7,18 +7,43 @@ knows is not in the table. `is_slow` calls may wait (for a disk, for a child pro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from holdfast import __version__
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
 from holdfast.clock import Clock
-from holdfast.errors import DeadlineError, UnsupportedError
-from holdfast.inference.tensors import TensorRequest
-from holdfast.serving import oip, oip_pb2
+from holdfast.errors import DeadlineError, HoldfastError, UnsupportedError
+from holdfast.inference.tensors import TensorResponse
+from holdfast.serving import health_pb2, oip, oip_pb2, reflection_v1_pb2, reflection_v1alpha_pb2
+from holdfast.serving.authorisation import Action, Caller, bearer_token
+from holdfast.serving.control import Control, Value
+from holdfast.serving.health import Health
+from holdfast.serving.parameters import InferCall
+from holdfast.serving.reflection import Reflection
 from holdfast.serving.service import InferenceService
+from holdfast.serving.shared_memory import SharedMemory
+from holdfast.serving.status import status_of
 
 SERVICE = "/inference.GRPCInferenceService/"
+HEALTH = "/grpc.health.v1.Health/"
+REFLECTION_V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+REFLECTION_V1ALPHA = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 MODEL_INFER = SERVICE + "ModelInfer"
+REFLECTED = (oip_pb2, health_pb2, reflection_v1_pb2, reflection_v1alpha_pb2)
+TRACEPARENT = "traceparent"
+_CUDA = "CUDA shared memory (models run on the CPU)"
+NOT_OFFERED = {
+    "CudaSharedMemoryStatus": _CUDA,
+    "CudaSharedMemoryRegister": _CUDA,
+    "CudaSharedMemoryUnregister": _CUDA,
+    "TraceSetting": "a trace setting (trace headers are passed through, nothing is recorded)",
+    "LogSettings": "a log setting (the operator's own, at start)",
+}  # calls of the protocol, with what stands before "is not offered by this server"
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context 3.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +53,17 @@ class CallContext:
     deadline_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     peer: str = ""
+    is_admin: bool = False  # it came over the admin socket
+    is_local: bool = False  # it came over loopback or a unix socket
+    spiffe_id: str = ""  # of a client certificate that was verified
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a listener knows of everybody who comes in there."""
+
     is_admin: bool = False
+    is_local: bool = True
 
 
 Unary = Callable[[bytes, CallContext], bytes]
@@ -64,35 +99,90 @@ Call = UnaryCall | StreamCall | WatchCall
 class RpcTable:
     """The calls of a server, by path ("/package.Service/Method"). Thread-safe, never changes."""
 
-    def __init__(self, service: InferenceService, clock: Clock) -> None:
+    def __init__(self, control: Control, service: InferenceService, clock: Clock) -> None:
+        self._control = control
         self._service = service
         self._clock = clock
+        health = Health(service, (SERVICE.strip("/"), HEALTH.strip("/")))
+        reflection = Reflection([module.DESCRIPTOR for module in REFLECTED])
         self._calls: dict[str, Call] = {
             MODEL_INFER: UnaryCall(self._model_infer),
+            SERVICE + "ModelStreamInfer": StreamCall(self._stream_infer),
             SERVICE + "ServerLive": UnaryCall(self._server_live),
             SERVICE + "ServerReady": UnaryCall(self._server_ready),
             SERVICE + "ModelReady": UnaryCall(self._model_ready),
-            SERVICE + "ServerMetadata": UnaryCall(self._server_metadata),
-            SERVICE + "ModelMetadata": UnaryCall(self._model_metadata),
+            HEALTH + "Check": UnaryCall(lambda data, _context: health.check(data)),
+            HEALTH + "Watch": WatchCall(lambda data, _context, send: health.watch(data, send)),
+            REFLECTION_V1: StreamCall(self._reading(reflection.answer_v1)),
+            REFLECTION_V1ALPHA: StreamCall(self._reading(reflection.answer_v1alpha)),
+            SERVICE + "ServerMetadata": UnaryCall(self._reading(self._server_metadata)),
+            SERVICE + "ModelMetadata": UnaryCall(self._reading(self._model_metadata)),
+            SERVICE + "ModelConfig": UnaryCall(self._reading(self._model_config)),
+            SERVICE + "ModelStatistics": UnaryCall(self._reading(self._model_statistics)),
+            SERVICE + "RepositoryIndex": UnaryCall(self._reading(self._repository_index)),
+            SERVICE + "RepositoryModelLoad": UnaryCall(self._load, is_slow=True),
+            SERVICE + "RepositoryModelUnload": UnaryCall(self._unload, is_slow=True),
+            SERVICE + "SystemSharedMemoryStatus": UnaryCall(self._region_status),
+            SERVICE + "SystemSharedMemoryRegister": UnaryCall(self._register_region),
+            SERVICE + "SystemSharedMemoryUnregister": UnaryCall(self._unregister_region),
         }
+        self._calls |= {SERVICE + name: UnaryCall(_refusal(reason)) for name, reason in NOT_OFFERED.items()}
 
     def find(self, path: str) -> Call | None:
         """The call at `path`; None if neither we nor the protocol know it (a front answers UNIMPLEMENTED)."""
-        return self._calls.get(path) or (UnaryCall(_refuse) if path.startswith(SERVICE) else None)
+        return self._calls.get(path) or (UnaryCall(_refusal("this call")) if path.startswith(SERVICE) else None)
 
-    def decode_infer(self, data: bytes, context: CallContext) -> TensorRequest:
+    def decode_infer(self, data: bytes, context: CallContext) -> InferCall:
         """The request of a ModelInfer call, for a front that schedules by itself.
 
         Raises:
             DeadlineError: it came too late.
+            AccessError: the caller may not infer.
             RequestError: what is wrong with it.
         """
         if context.deadline_s is not None and context.deadline_s <= self._clock.monotonic_s():
             raise DeadlineError("the deadline passed before the request was started")
-        return oip.decode_request(data)
+        if self._control.is_guarded:
+            self._control.check(caller_of(context), Action.INFER)
+        return oip.decode_infer(data, self._regions(context))
+
+    def encode_infer(self, call: InferCall, response: TensorResponse) -> bytes:
+        """The answer to a ModelInfer call.
+
+        Raises:
+            RequestError: an output cannot go out as it was asked for.
+        """
+        return oip.encode_response(response, call.form, self._control.regions())
 
     def _model_infer(self, data: bytes, context: CallContext) -> bytes:
-        return oip.encode_response(self._service.infer(lambda: self.decode_infer(data, context)))
+        return self.encode_infer(*self._service.infer(lambda: self.decode_infer(data, context)))
+
+    def _stream_infer(self, data: bytes, context: CallContext) -> bytes:
+        request_id = ""
+
+        def decode() -> InferCall:
+            nonlocal request_id
+            call = self.decode_infer(data, context)
+            request_id = call.request.request_id
+            return call
+
+        try:
+            call, response = self._service.infer(decode)
+            return oip.encode_stream_response(response, call.form, self._control.regions())
+        except HoldfastError as error:
+            return oip.encode_stream_error(status_of(error).text, request_id)
+
+    def _regions(self, context: CallContext) -> SharedMemory | None:
+        """The regions this caller may use; None if it may not."""
+        regions = self._control.regions()
+        return regions if context.is_admin or context.is_local else None
+
+    def _reading(self, answer: Callable[[bytes], bytes]) -> Unary:
+        def guarded(data: bytes, context: CallContext) -> bytes:
+            self._control.check(caller_of(context), Action.READ)
+            return answer(data)
+
+        return guarded
 
     def _server_live(self, data: bytes, _context: CallContext) -> bytes:
         oip.parse(oip_pb2.ServerLiveRequest, data)
@@ -102,19 +192,79 @@ class RpcTable:
         oip.parse(oip_pb2.ServerReadyRequest, data)
         return oip_pb2.ServerReadyResponse(ready=self._service.is_ready).SerializeToString()
 
-    def _model_ready(self, data: bytes, _context: CallContext) -> bytes:
+    def _model_ready(self, data: bytes, context: CallContext) -> bytes:
         request = oip.parse(oip_pb2.ModelReadyRequest, data)
+        self._control.check(caller_of(context), Action.READ)
         ready = self._service.is_model_ready(request.name, request.version)
         return oip_pb2.ModelReadyResponse(ready=ready).SerializeToString()
 
-    def _server_metadata(self, data: bytes, _context: CallContext) -> bytes:
+    def _server_metadata(self, data: bytes) -> bytes:
         oip.parse(oip_pb2.ServerMetadataRequest, data)
-        return oip.server_metadata(__version__)
+        return _message(oip_pb2.ServerMetadataResponse(), self._control.server_metadata())
 
-    def _model_metadata(self, data: bytes, _context: CallContext) -> bytes:
+    def _model_metadata(self, data: bytes) -> bytes:
         request = oip.parse(oip_pb2.ModelMetadataRequest, data)
-        return oip.model_metadata(self._service.model(request.name, request.version))
+        return _message(oip_pb2.ModelMetadataResponse(), self._control.model_metadata(request.name, request.version))
+
+    def _model_config(self, data: bytes) -> bytes:
+        request = oip.parse(oip_pb2.ModelConfigRequest, data)
+        config = self._control.model_config(request.name, request.version)
+        return _message(oip_pb2.ModelConfigResponse(), {"config": config})
+
+    def _model_statistics(self, data: bytes) -> bytes:
+        request = oip.parse(oip_pb2.ModelStatisticsRequest, data)
+        return _message(oip_pb2.ModelStatisticsResponse(), self._control.statistics(request.name, request.version))
+
+    def _repository_index(self, data: bytes) -> bytes:
+        request = oip.parse(oip_pb2.RepositoryIndexRequest, data)
+        index = self._control.repository_index(ready_only=request.ready)
+        return _message(oip_pb2.RepositoryIndexResponse(), {"models": index})
+
+    def _load(self, data: bytes, context: CallContext) -> bytes:
+        request = oip.parse(oip_pb2.RepositoryModelLoadRequest, data)
+        self._control.load(request.model_name, request.parameters, caller_of(context))
+        return oip_pb2.RepositoryModelLoadResponse().SerializeToString()
+
+    def _unload(self, data: bytes, context: CallContext) -> bytes:
+        request = oip.parse(oip_pb2.RepositoryModelUnloadRequest, data)
+        self._control.unload(request.model_name, request.parameters, caller_of(context))
+        return oip_pb2.RepositoryModelUnloadResponse().SerializeToString()
+
+    def _region_status(self, data: bytes, context: CallContext) -> bytes:
+        request = oip.parse(oip_pb2.SystemSharedMemoryStatusRequest, data)
+        regions = self._control.region_status(request.name, caller_of(context))
+        return _message(oip_pb2.SystemSharedMemoryStatusResponse(), {"regions": regions})
+
+    def _register_region(self, data: bytes, context: CallContext) -> bytes:
+        request = oip.parse(oip_pb2.SystemSharedMemoryRegisterRequest, data)
+        fields = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
+        self._control.register_region(request.name, fields, caller_of(context))
+        return oip_pb2.SystemSharedMemoryRegisterResponse().SerializeToString()
+
+    def _unregister_region(self, data: bytes, context: CallContext) -> bytes:
+        request = oip.parse(oip_pb2.SystemSharedMemoryUnregisterRequest, data)
+        self._control.unregister_region(request.name, caller_of(context))
+        return oip_pb2.SystemSharedMemoryUnregisterResponse().SerializeToString()
 
 
-def _refuse(_data: bytes, _context: CallContext) -> bytes:
-    raise UnsupportedError("this call is not offered by this server")
+def caller_of(context: CallContext) -> Caller:
+    """Who calls, as far as it is known."""
+    token = bearer_token(context.metadata.get("authorization", ""))
+    return Caller(context.is_admin, context.is_local, context.spiffe_id, token)
+
+
+def trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What goes back with an answer so that its trace holds together: the request's own W3C traceparent, if valid."""
+    traceparent = metadata.get(TRACEPARENT, "")
+    return ((TRACEPARENT, traceparent),) if _TRACEPARENT.match(traceparent) else ()
+
+
+def _message(message: Message, value: Value) -> bytes:
+    return ParseDict(value, message).SerializeToString()
+
+
+def _refusal(what: str) -> Unary:
+    def refuse(_data: bytes, _context: CallContext) -> bytes:
+        raise UnsupportedError(f"{what} is not offered by this server")
+
+    return refuse

@@ -1,16 +1,15 @@
-"""The server: one public port, gRPC and HTTP behind it, started and stopped as one thing.
+"""The server: one public port and perhaps an admin socket, gRPC and HTTP behind each, started and stopped as one thing.
 
 Rules: `start` returns when requests are answered; `stop` says "not ready", closes the port, lets running requests end,
-then closes what is left. Off loopback it refuses to start unless told that an open, unencrypted port is meant.
+then closes what is left. Where it may listen, and who may do what, is decided in `authorisation.py`.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import shutil
+import os
 import socket
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from pathlib import Path
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import UsageError
 from holdfast.inference.pool import ModelPool
-from holdfast.serving.grpcio_front import GrpcioFront
-from holdfast.serving.http_front import HttpFront
-from holdfast.serving.http1 import HttpLimits
-from holdfast.serving.protocols import RequestTap
-from holdfast.serving.rpc import RpcTable
+from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure
+from holdfast.serving.control import Control, Offer
+from holdfast.serving.door import DoorLimits, GrpcioDoor
+from holdfast.serving.protocols import ModelRepository, RequestTap
+from holdfast.serving.routes import Routes
+from holdfast.serving.rpc import Origin, RpcTable
 from holdfast.serving.service import MAX_IN_FLIGHT, InferenceService
-from holdfast.serving.splice import Splice, SpliceLimits
+from holdfast.serving.shared_memory import SharedMemory
+from holdfast.serving.statistics import Statistics
 
 DEFAULT_PORT = 8080
 MAX_MESSAGE_BYTES = 64 * 1024**2  # 64 MiB: a batch of 100 images of 224 x 224 in float32, uncompressed
@@ -66,6 +67,8 @@ class ServerOptions:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_connections: int = 512
     max_in_flight: int = MAX_IN_FLIGHT
+    rules: AccessRules = OPEN
+    admin_socket: Path | None = None
 
 
 class Server:
@@ -77,20 +80,21 @@ class Server:
         taps: Sequence[RequestTap] = (),
         options: ServerOptions | None = None,
         clock: Clock | None = None,
+        repository: ModelRepository | None = None,
     ) -> None:
         options = options or ServerOptions()
         clock = clock or SystemClock()
         self._options = options
-        self._service = InferenceService(pool, taps, clock, max_in_flight=options.max_in_flight)
-        self._grpc = GrpcioFront(
-            RpcTable(self._service, clock),
-            clock,
-            max_message_bytes=options.max_message_bytes,
-            max_concurrent_calls=options.max_in_flight,
+        statistics = Statistics(pool, clock)
+        self._service = InferenceService(
+            pool, (*taps, statistics), clock, max_in_flight=options.max_in_flight, observer=statistics
         )
-        self._http = HttpFront(self._service, clock, HttpLimits(max_body_bytes=options.max_message_bytes))
-        self._folder: Path | None = None
-        self._splice: Splice | None = None
+        regions = SharedMemory(max_tensor_bytes=options.max_message_bytes) if options.rules.shared_memory else None
+        control = Control(Offer(pool, self._service, statistics, clock, options.rules, repository, regions))
+        self._table = RpcTable(control, self._service, clock)
+        self._routes = Routes(control, self._service)
+        self._clock = clock
+        self._doors: list[GrpcioDoor] = []
 
     def start(self) -> Address:
         """Listen. Returns the address once requests to it are answered.
@@ -98,43 +102,75 @@ class Server:
         Raises:
             UsageError: the port is in use or not ours to take, or an open port off loopback was not asked for.
         """
-        listener = _listen(self._options.listen, insecure=self._options.insecure)
+        options = self._options
+        listener, is_loopback = _listen(options)
         host, port = listener.getsockname()[:2]
-        self._folder = Path(tempfile.mkdtemp(prefix="holdfast-"))  # 0700: nobody else reaches the backend
-        backend = str(self._folder / "grpc")
-        self._grpc.start(f"unix:{backend}")
-        limits = SpliceLimits(max_connections=self._options.max_connections)
-        self._splice = Splice(listener, backend, self._http.serve, lambda: self._http.open_connections, limits)
-        self._splice.start()
+        limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
+        listeners = [(listener, Origin(is_admin=False, is_local=is_loopback))]
+        if options.admin_socket is not None:
+            try:
+                listeners.append((listen_privately(options.admin_socket), Origin(is_admin=True)))
+            except UsageError:
+                listener.close()
+                raise
+        for opened, origin in listeners:
+            door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
+            self._doors.append(door)
+            door.start(opened)
         return Address(str(host), int(port))
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Drain within `deadline_s`, then end what is left. Does nothing if not started."""
-        if self._splice is None or self._folder is None:
+        if not self._doors:
             return
         self._service.drain()
-        self._splice.stop_accepting()
-        grpc_stop = threading.Thread(target=self._grpc.stop, args=(deadline_s,), name="grpc-stop")
-        grpc_stop.start()
-        self._http.stop(deadline_s)
-        grpc_stop.join()
-        self._splice.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._splice = self._folder = None
+        for door in self._doors:
+            door.stop_accepting()
+        stops = [threading.Thread(target=door.stop, args=(deadline_s,), name="door-stop") for door in self._doors]
+        for stop in stops:
+            stop.start()
+        for stop in stops:
+            stop.join()
+        if self._options.admin_socket is not None:
+            self._options.admin_socket.unlink(missing_ok=True)
+        self._doors.clear()
 
 
-def _listen(address: Address, *, insecure: bool) -> socket.socket:
+def listen_privately(path: Path) -> socket.socket:
+    """A unix socket that only this user can reach. One that a dead server left is replaced.
+
+    Raises:
+        UsageError: something else is there, or the folder is not ours to write in.
+    """
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise UsageError(f"{path} is in use by another server; stop it, or choose another path")
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)  # the socket must never exist with wider rights, not even for a moment
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
+def _listen(options: ServerOptions) -> tuple[socket.socket, bool]:
+    """The public listener, and whether only this machine can reach it."""
+    address = options.listen
     try:
         family, _, _, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError) as error:
         raise UsageError(f"cannot listen on {address}: unknown host name") from error
-    if not ipaddress.ip_address(str(where[0]).split("%")[0]).is_loopback and not insecure:
-        raise UsageError(
-            f"{address} can be reached from other machines, and this port has neither encryption nor access control; "
-            "listen on 127.0.0.1, or add --insecure if the network itself is trusted"
-        )
+    is_loopback = ipaddress.ip_address(str(where[0]).split("%")[0]).is_loopback
+    check_exposure(options.rules, str(address), is_loopback=is_loopback, has_tls=False, insecure=options.insecure)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,4 +182,4 @@ def _listen(address: Address, *, insecure: bool) -> socket.socket:
             advice = f"stop it, or choose another with --listen {address.host}:PORT (0 = any free one)"
             raise UsageError(f"port {address.port} on {address.host} is in use by another program; {advice}") from error
         raise UsageError(f"cannot listen on {address}: {error.strerror}") from error
-    return listener
+    return listener, is_loopback

@@ -14,7 +14,8 @@ from holdfast.clock import Clock
 from holdfast.errors import HoldfastError, OverloadedError, UnknownModelError
 from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
-from holdfast.serving.protocols import OK, RequestTap, TapEvent
+from holdfast.serving.parameters import InferCall
+from holdfast.serving.protocols import OK, BatchEvent, RequestTap, SchedulerObserver, TapEvent
 from holdfast.serving.status import INTERNAL_CODE
 
 logger = logging.getLogger(__name__)
@@ -26,15 +27,23 @@ class InferenceService:
     """The served models behind the fronts. Thread-safe."""
 
     def __init__(
-        self, pool: ModelPool, taps: Sequence[RequestTap], clock: Clock, *, max_in_flight: int = MAX_IN_FLIGHT
+        self,
+        pool: ModelPool,
+        taps: Sequence[RequestTap],
+        clock: Clock,
+        *,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        observer: SchedulerObserver | None = None,
     ) -> None:
         self._pool = pool
         self._taps = tuple(taps)
         self._clock = clock
+        self._observer = observer
+        self._watchers: list[Callable[[], None]] = []
         self._slots = threading.BoundedSemaphore(max_in_flight)
         self._draining = threading.Event()
 
-    def infer(self, decode: Callable[[], TensorRequest]) -> TensorResponse:
+    def infer(self, decode: Callable[[], InferCall]) -> tuple[InferCall, TensorResponse]:
         """Decode and answer one request.
 
         Raises:
@@ -73,20 +82,38 @@ class InferenceService:
     def drain(self) -> None:
         """Say "not ready" from now on; requests that come anyway are still answered."""
         self._draining.set()
+        for watcher in tuple(self._watchers):
+            watcher()
 
-    def _infer(self, decode: Callable[[], TensorRequest]) -> TensorResponse:
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call `watcher` when `is_ready` changes. Returns how to end that."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def _infer(self, decode: Callable[[], InferCall]) -> tuple[InferCall, TensorResponse]:
         start_s = self._clock.monotonic_s()
-        request: TensorRequest | None = None
+        call: InferCall | None = None
         answer: TensorResponse | HoldfastError | None = None
         try:
-            request = decode()
-            (answer,) = self._pool.predict_batch([request])
+            call = decode()
+            answer = self._run(call.request)
         except HoldfastError as error:
             answer = error
         finally:  # also when our own code failed: a window without its failures would lie
+            request = None if call is None else call.request
             self._tell(_event(request, answer, self._clock.monotonic_s() - start_s))
         if isinstance(answer, HoldfastError):
             raise answer
+        assert call is not None  # it was answered
+        return call, answer
+
+    def _run(self, request: TensorRequest) -> TensorResponse | HoldfastError:
+        start_s = self._clock.monotonic_s()
+        (answer,) = self._pool.predict_batch([request])
+        if self._observer is not None and isinstance(answer, TensorResponse):
+            compute_s = self._clock.monotonic_s() - start_s
+            rows = next((array.shape[0] for array in request.inputs.values() if array.ndim), 1)
+            self._observer.on_batch(BatchEvent(answer.model, answer.version, 1, rows, 0, 0.0, compute_s))
         return answer
 
     def _tell(self, event: TapEvent) -> None:

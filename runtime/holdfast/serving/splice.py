@@ -119,7 +119,8 @@ class Splice:
     async def _connection(self, client: socket.socket) -> None:
         try:
             client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             first = await asyncio.wait_for(self._first_bytes(client), self._limits.first_bytes_timeout_s)
             if first.startswith(HTTP2_PREFACE):
                 await self._pipe_to_grpc(_taken_over(client), first)

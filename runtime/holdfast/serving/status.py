@@ -12,6 +12,8 @@ import secrets
 from dataclasses import dataclass
 
 from holdfast.errors import (
+    AccessError,
+    ConflictError,
     DeadlineError,
     HoldfastError,
     InferenceError,
@@ -20,7 +22,9 @@ from holdfast.errors import (
     OverloadedError,
     RequestError,
     StoppingError,
+    UnauthenticatedError,
     UnknownModelError,
+    UnknownRegionError,
     UnsupportedError,
 )
 
@@ -28,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 STATUS_OF: tuple[tuple[type[HoldfastError], str, int], ...] = (
     (UnknownModelError, "NOT_FOUND", 404),
+    (UnknownRegionError, "NOT_FOUND", 404),
+    (UnauthenticatedError, "UNAUTHENTICATED", 401),
+    (AccessError, "PERMISSION_DENIED", 403),
+    (ConflictError, "ALREADY_EXISTS", 400),
     (InvalidTensorError, "INVALID_ARGUMENT", 400),
     (OverloadedError, "RESOURCE_EXHAUSTED", 429),
     (DeadlineError, "DEADLINE_EXCEEDED", 504),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import numpy as np
 import pytest
@@ -112,16 +112,30 @@ DEFECTS: dict[str, tuple[Change, type[HoldfastError], str]] = {
     "shape_overflowing": (lambda m: m.inputs[0].shape.extend([2**62] * 4), InvalidTensorError, "more than"),
     "rank_too_high": (lambda m: m.inputs[0].shape.extend([1] * 64), InvalidTensorError, "at most 64 dimensions"),
     "input_twice": (lambda m: _twice(m), InvalidTensorError, "given twice"),
-    "shared_memory": (
+    "region_without_size": (
         lambda m: _parameter(m.inputs[0].parameters["shared_memory_region"]),
-        UnsupportedError,
-        "shared memory",
+        RequestError,
+        "shared_memory_region and shared_memory_byte_size go together",
     ),
-    "classification": (
+    "region_where_none_is_offered": (lambda m: _region(m.inputs[0].parameters), UnsupportedError, "not offered here"),
+    "output_region_where_none_is_offered": (
+        lambda m: _region(m.outputs.add(name="y").parameters),
+        UnsupportedError,
+        "not offered here",
+    ),
+    "region_size_negative": (
+        lambda m: _region(m.inputs[0].parameters, size=-1),
+        RequestError,
+        "whole number from 0 to",
+    ),
+    "classification_is_text": (
         lambda m: _parameter(m.outputs.add(name="y").parameters["classification"]),
-        UnsupportedError,
-        "classification",
+        RequestError,
+        "expected a whole number",
     ),
+    "sequence": (lambda m: _number(m.parameters["sequence_id"], 7), UnsupportedError, "sequences are not offered"),
+    "priority_negative": (lambda m: _number(m.parameters["priority"], -1), RequestError, "as priority, got -1"),
+    "timeout_of_a_year": (lambda m: _number(m.parameters["timeout"], 10**15), RequestError, "as timeout"),
     "reserved_parameter": (lambda m: _parameter(m.parameters["triton_x"]), RequestError, "is reserved"),
 }
 
@@ -196,6 +210,15 @@ def assert_same(got: object, expected: object) -> None:
 def _twice(message: oip_pb2.ModelInferRequest) -> None:
     message.inputs.add(name="x", datatype="FP32", shape=[2])
     message.raw_input_contents.append(b"\0" * 8)
+
+
+def _number(parameter: oip_pb2.InferParameter, value: int) -> None:
+    parameter.int64_param = value
+
+
+def _region(parameters: MutableMapping[str, oip_pb2.InferParameter], size: int = 8) -> None:
+    parameters["shared_memory_region"].string_param = "r"
+    parameters["shared_memory_byte_size"].int64_param = size
 
 
 def _parameter(value: oip_pb2.InferParameter) -> None:

@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, InvalidTensorError, RequestError
 from holdfast.inference.tensors import TensorResponse
 from holdfast.serving import oip_json
 from holdfast.serving.datatypes import DATATYPE_OF, DTYPE_OF, to_raw
-from holdfast.serving.oip_json import OutputForm
+from holdfast.serving.parameters import OutputForm
 
 KEYS = st.sampled_from(["inputs", "name", "shape", "data", "datatype", "parameters", "id"])
 JSON = st.recursive(
@@ -49,7 +49,7 @@ def test_output_is_read_back_bit_for_bit(array: np.ndarray, binary: bool) -> Non
         entry["parameters"] = {"binary_data_size": array.nbytes}
     header = json.dumps({"inputs": [entry]}).encode()
     raw = body.data[body.header_length :] if binary else b""
-    request, _ = oip_json.decode_request(header + raw, len(header), "m", "")
+    request = oip_json.decode_infer(header + raw, len(header), "m", "").request
     assert request.inputs["y"].dtype == array.dtype
     assert request.inputs["y"].tobytes() == array.tobytes()
 
@@ -58,13 +58,13 @@ def test_output_is_read_back_bit_for_bit(array: np.ndarray, binary: bool) -> Non
 def test_any_json_ends_in_an_answer_or_an_error(value: object) -> None:
     for top in (value, {"inputs": value}, {"inputs": [value]}, {"inputs": [], "outputs": value}):
         with contextlib.suppress(HoldfastError):
-            oip_json.decode_request(json.dumps(top).encode(), None, "m", "")
+            oip_json.decode_infer(json.dumps(top).encode(), None, "m", "")
 
 
 @given(st.binary(max_size=100), st.integers(0, 120))
 def test_any_bytes_end_in_an_answer_or_an_error(data: bytes, header_length: int) -> None:
     with contextlib.suppress(HoldfastError):
-        oip_json.decode_request(data, header_length, "m", "")
+        oip_json.decode_infer(data, header_length, "m", "")
 
 
 def entry(**changes: object) -> dict[str, object]:
@@ -103,7 +103,7 @@ def test_defect_is_refused_by_name(defect: str) -> None:
     top, text = DEFECTS[defect]
 
     with pytest.raises(RequestError, match=text):
-        oip_json.decode_request(json.dumps(top).encode(), None, "m", "")
+        oip_json.decode_infer(json.dumps(top).encode(), None, "m", "")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_defect_is_refused_by_name(defect: str) -> None:
 )
 def test_body_that_is_not_json_is_refused(body: bytes, text: str) -> None:
     with pytest.raises(RequestError, match=text):
-        oip_json.decode_request(body, None, "m", "")
+        oip_json.decode_infer(body, None, "m", "")
 
 
 @pytest.mark.parametrize(
@@ -130,19 +130,19 @@ def test_binary_bytes_must_add_up(raw: bytes, text: str) -> None:
     ).encode()
 
     with pytest.raises(RequestError, match=text):
-        oip_json.decode_request(header + raw, len(header), "m", "")
+        oip_json.decode_infer(header + raw, len(header), "m", "")
 
 
 def test_header_length_past_the_body_is_refused() -> None:
     with pytest.raises(RequestError, match="is 9, but the body has 2 bytes"):
-        oip_json.decode_request(b"{}", 9, "m", "")
+        oip_json.decode_infer(b"{}", 9, "m", "")
 
 
 def test_nested_and_flat_data_mean_the_same() -> None:
     for data in ([[1, 2], [3, 4]], [1, 2, 3, 4]):
         body = json.dumps({"inputs": [entry(shape=[2, 2], data=data)]}).encode()
 
-        request, _ = oip_json.decode_request(body, None, "m", "")
+        request = oip_json.decode_infer(body, None, "m", "").request
 
         assert request.inputs["x"].tolist() == [[1, 2], [3, 4]]
 
@@ -154,7 +154,8 @@ def test_output_form_follows_the_output_then_the_request() -> None:
         "outputs": [{"name": "a", "parameters": {"binary_data": False}}, {"name": "b"}],
     }
 
-    request, form = oip_json.decode_request(json.dumps(top).encode(), None, "m", "")
+    call = oip_json.decode_infer(json.dumps(top).encode(), None, "m", "")
+    request, form = call.request, call.form
 
     assert request.outputs == ("a", "b")
     assert (form.is_binary("a"), form.is_binary("b")) == (False, True)
@@ -183,7 +184,8 @@ def test_raw_body_is_the_only_input(
 ) -> None:
     served = pool_of({"m": models.identity(onnx_type, shape)}).get("m")
 
-    request, form = oip_json.decode_raw_request(body, served, "")
+    call = oip_json.decode_raw_infer(body, served, "")
+    request, form = call.request, call.form
 
     assert request.inputs["x"].tolist() == expected
     assert form.is_binary("y")
@@ -202,7 +204,7 @@ def test_raw_body_without_a_certain_shape_is_refused(model: bytes, body: bytes, 
     served = pool_of({"m": model}).get("m")
 
     with pytest.raises(InvalidTensorError, match=text):
-        oip_json.decode_raw_request(body, served, "")
+        oip_json.decode_raw_infer(body, served, "")
 
 
 def test_every_datatype_has_one_dtype() -> None:
