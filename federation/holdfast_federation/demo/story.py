@@ -71,7 +71,7 @@ class Story:
 
     def _first_model(self) -> None:
         world, say, terms = self._world, self._say, self._terms
-        say.chapter(1, "An author's model reaches four devices of two hospitals")
+        say.chapter(1, f"An author's model reaches {len(world.devices)} devices of two hospitals")
         with say.step("keys for the author, the approver and each site; each signs only what is its own"):
             world.make_principals()
         for device in world.devices:
@@ -86,7 +86,7 @@ class Story:
         with say.step("the author trains version 1 on 100 samples, packs and signs it"):
             bundle, own = self._pack()
         say.fact(f"{own:.0%} right on the author's own samples")
-        with say.step("a person approves it; four devices enrol, each with a single-use token"):
+        with say.step("a person approves it; the devices enrol, each with a single-use token"):
             self.record.first_digest = world.publish(bundle)
             world.approve(self.record.first_digest)
             for device in world.devices:
@@ -187,7 +187,7 @@ class Story:
             *("rounds", "start", str(self._world.coordinator), MODEL, "--purpose", purpose),
             *("--rounds", str(rounds), "--epochs", str(terms.epochs), "--batch", str(terms.batch)),
             *("--lr", str(terms.learning_rate), "--minimum-devices", str(minimum_devices)),
-            *("--quorum", str(max(1, minimum_devices - 1)), "--deadline", "60", "--invite", "60"),
+            *("--quorum", str(max(2, minimum_devices - 1)), "--deadline", "60", "--invite", "60"),
             *("--seed", str(terms.seed)),
         )
         path, said = f"/v1/rounds/{started['run_id']}", ""
