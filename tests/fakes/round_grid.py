@@ -55,6 +55,9 @@ class Mailbox:
         self.pushed = 0
         self.offline: set[str] = set()
         self.codes: dict[str, str] = {}
+        self.losing: set[str] = set()  # devices whose next order is lost on the way
+        self.signed: set[tuple[str, bytes]] | None = None  # if set: devices answer an offer once, then with a code
+        self.delayed = False  # replies are held back until somebody ordered again; then the last comes first
 
 
 class FakeGrid:
@@ -75,7 +78,15 @@ class FakeGrid:
 
     def pull(self, message_ids: Sequence[str]) -> list[Reply]:
         ready = [each for each in message_ids if each in self._mailbox.waiting][:1]
+        if self._mailbox.delayed:
+            ready = self._delayed(message_ids)
         return [self._mailbox.waiting.pop(each) for each in ready]
+
+    def _delayed(self, message_ids: Sequence[str]) -> list[str]:
+        if len(message_ids) < 2 * len(self._devices):
+            return []
+        self._mailbox.delayed = False
+        return sorted((each for each in message_ids if each in self._mailbox.waiting), reverse=True)
 
     def finish(self, *, completed: bool) -> None:
         self.finished.append(completed)
@@ -85,7 +96,13 @@ class FakeGrid:
         device_id = self._devices[order.node_id]
         mailbox.pushed += 1
         message_id = f"m{mailbox.pushed}"
+        if device_id in mailbox.losing:
+            mailbox.losing.discard(device_id)
+            return message_id
         code = mailbox.codes.get(device_id)
+        if mailbox.signed is not None:
+            code = "HF-ROUND-001" if (device_id, order.offer) in mailbox.signed else code
+            mailbox.signed.add((device_id, order.offer))
         envelope = from_bytes(Envelope, order.offer)
         offer = from_bytes(RoundOffer, envelope.payload)
         data = b""

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,6 +120,8 @@ class Driver:
         self._grid: Grid | None = None
         self._current_offer: SignedOffer | None = None
         self._progress = parts.checkpoints.load() or Progress(weights=sha256_hex(base.weights))
+        # ordered by a process that was killed: the message, or its reply, may have been on a line that broke with it
+        self._unsure = set(self._progress.orders)
         self._save(base.weights)
 
     def drive(self) -> str:
@@ -216,8 +218,11 @@ class Driver:
             grid = self._ensure_grid(step, weights)
             try:
                 waiting = self._order(grid, weights)
-                for reply in grid.pull(tuple(self._progress.orders)):
+                replies = grid.pull(tuple(self._progress.orders))
+                for reply in replies:
                     self._take(reply)
+                if not replies:
+                    self._order_again(grid, weights)
             except RoundError:
                 if not grid.is_lost:
                     raise
@@ -227,7 +232,7 @@ class Driver:
                 break
             self._clock.wait(self._pause, POLL_S)
         signed = self._signed()
-        for device_id in self._progress.orders.values():
+        for device_id in sorted(set(self._progress.orders.values())):
             self._store.mark(signed, device_id, LATE)
         for device_id in self._missing():
             self._store.mark(signed, device_id, VANISHED, NEVER_ONLINE)
@@ -239,17 +244,33 @@ class Driver:
         missing = self._missing()
         if not missing:
             return set()
-        signed, online = self._signed(), grid.online()
-        ttl_s = max(1.0, (self._progress.deadline_utc_ns - self._clock.utc_ns()) / 1e9)
+        online = grid.online()
         for device_id in missing:
-            node_id = online.get(self._parts.node_key(device_id))
-            if node_id is None:
-                continue
-            message_id = grid.push([Order(node_id, signed.offer.handler, weights, signed.envelope, ttl_s)])[0]
-            if message_id:
-                self._change(orders={**self._progress.orders, message_id: device_id})
-                self._store.mark(signed, device_id, ORDERED)
+            if self._push(grid, device_id, online, weights):
+                self._store.mark(self._signed(), device_id, ORDERED)
         return set(self._missing())
+
+    def _order_again(self, grid: Grid, weights: bytes) -> None:
+        """Send the open orders of a killed process once more. A device answers an offer once, however often asked."""
+        waiting = {each: device for each, device in self._progress.orders.items() if each in self._unsure}
+        if not waiting:
+            return
+        online = grid.online()
+        for message_id, device_id in waiting.items():
+            if self._push(grid, device_id, online, weights):
+                self._unsure.discard(message_id)
+
+    def _push(self, grid: Grid, device_id: str, online: Mapping[str, int], weights: bytes) -> bool:
+        """One order of the open step to a device, if it is online. Returns whether it was sent."""
+        node_id = online.get(self._parts.node_key(device_id))
+        if node_id is None:
+            return False
+        signed = self._signed()
+        ttl_s = max(1.0, (self._progress.deadline_utc_ns - self._clock.utc_ns()) / 1e9)
+        message_id = grid.push([Order(node_id, signed.offer.handler, weights, signed.envelope, ttl_s)])[0]
+        if message_id:
+            self._change(orders={**self._progress.orders, message_id: device_id})
+        return bool(message_id)
 
     def _missing(self) -> list[str]:
         """Devices that accepted and have neither an order nor an end of this step."""
@@ -262,6 +283,10 @@ class Driver:
         device_id = self._progress.orders.get(reply.message_id)
         if device_id is None:
             return
+        others = {each: of for each, of in self._progress.orders.items() if each != reply.message_id}
+        if reply.error and device_id in others.values():  # the other of two equal orders: one of them is answered
+            self._change(orders=others)
+            return
         signed = self._signed()
         expected = Expected(
             device_id=device_id,
@@ -271,7 +296,7 @@ class Driver:
             count=self._base.layout.trainable_element_count,
         )
         finding = check_update(reply, expected)
-        orders = {each: device for each, device in self._progress.orders.items() if each != reply.message_id}
+        orders = {each: of for each, of in others.items() if of != device_id}
         state = CONTRIBUTED if finding.accepted else VANISHED if finding.reason_code == GONE else REJECTED
         entry = {"device_id": device_id, "state": state, "update": reply.statement.hex(), **_short(finding)}
         self._progress = dataclasses.replace(

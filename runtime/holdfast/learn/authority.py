@@ -130,6 +130,11 @@ class RoundAuthority:
                 raise RoundError("another update was signed for this offer already")
             return sign_envelope(UPDATE_TYPE, payload, self._signer)
 
+    def has_signed(self, judged: Authorised) -> bool:
+        """Whether an update for this offer was signed; there will be no other."""
+        with self._lock:
+            return judged.offer_sha256 in self._signed
+
     def is_open(self, now_utc_ns: int) -> bool:
         """Whether an offer was taken that is neither answered with an update nor past its deadline."""
         with self._lock:

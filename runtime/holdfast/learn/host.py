@@ -225,6 +225,8 @@ class RoundHost:
             raise RoundError(judged.answer.reason_code)
         if self._clock.utc_ns() >= judged.offer.deadline_utc_ns:
             raise RoundError("the offer's deadline has passed")
+        if self._authority.has_signed(judged):  # a coordinator that was killed orders again: no work is done twice
+            raise RoundError("the offer was answered already")
         return self._terms(judged)
 
     def _terms(self, judged: Authorised) -> dict[str, object]:

@@ -15,14 +15,15 @@ from tests.fakes.clock import FakeClock
 
 from holdfast.errors import LinkError
 from holdfast.learn.agent_socket import AgentSocket
-from holdfast.learn.authority import RoundAuthority
+from holdfast.learn.authority import Ground, RoundAuthority
 from holdfast.learn.host import RoundHost, WorkerSettings
 from holdfast.learn.socket_server import Answer, SocketServer
-from holdfast.policy.evaluate import Decision
-from holdfast.trust.envelope import Envelope
+from holdfast.policy.evaluate import ALLOWED, Decision
+from holdfast.trust.envelope import Envelope, sign_envelope
 from holdfast.trust.keys import ED25519, PrivateKey
+from holdfast.wire.convert import to_bytes
 from holdfast.wire.limits import MAX_FLEET_BODY_BYTES
-from holdfast.wire.messages import FleetCallRequest, FleetCallResponse
+from holdfast.wire.messages import OFFER_TYPE, FleetCallRequest, FleetCallResponse, PrivacyTerms, RoundOffer
 
 KEY = PrivateKey.generate(ED25519)
 
@@ -86,6 +87,28 @@ def test_garbage_is_answered_with_a_code(host: RoundHost, path: str, body: bytes
 
     assert answer.status == 400
     assert json.loads(answer.body)["code"].startswith("HF-")
+
+
+def test_an_offer_that_was_answered_is_not_worked_on_again(link: FakeLink, tmp_path: Path):
+    clock = FakeClock()
+    terms = (bytes(32), 40, 1, 1, 0.1, 0, 50, "float32", PrivacyTerms(), clock.utc_ns(), clock.utc_ns() + 10**10)
+    offer = to_bytes(sign_envelope(OFFER_TYPE, to_bytes(RoundOffer("r", 1, 1, "p", "evaluate", "m", "d", *terms)), KEY))
+    ground = Ground(tmp_path / "bundle", tmp_path / "data", 60)
+    authority = RoundAuthority("a", KEY, KEY.public_key, lambda *_: ALLOWED, lambda _: ground, lambda _: None)
+    host = RoundHost(link, authority, WorkerSettings(tmp_path / "key", tmp_path), clock)
+    first = host._answer("/authorise", {}, offer)
+    fields = {
+        **{name: json.loads(first.body)[name] for name in ("offer_sha256", "run_id", "round")},
+        **{"codec": "", "array_sha256": "", "array_size_bytes": 0, "clip_norm_applied": 0.0},
+        **{"sample_count": 15, "metrics": {"loss": 0.5}},
+    }
+    signed = host._answer("/sign", {}, json.dumps(fields).encode())
+
+    again = host._answer("/authorise", {}, offer)
+
+    assert (first.status, signed.status) == (200, 200)
+    assert (again.status, json.loads(again.body)) == (403, {"code": "HF-ROUND-001"})
+    assert host._answer("/sign", {}, json.dumps(fields).encode()).status == 200  # the same, if its answer was lost
 
 
 def test_what_is_no_offer_starts_no_worker(host: RoundHost):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -191,6 +192,49 @@ def test_an_update_signed_by_another_device_is_not_counted(bench: Bench):
     assert bench.drive() == "done"
 
     assert all(record.contributed == ("a", "b") for record in bench.records())
+
+
+def drive_killed_at_first_pull(bench: Bench) -> None:
+    """Orders are out, and checkpointed; no reply was seen."""
+    countdown = Countdown(-1)
+    driver = bench.driver(countdown)
+    driver._advance("created")
+    bench.answer()
+    grids = driver._parts.start_grid
+
+    def start(ticket: Ticket | None) -> FakeGrid:
+        grid = grids(ticket)
+        grid.pull = Countdown(1)._guarded(grid.pull)  # type: ignore[attr-defined,method-assign]
+        return grid  # type: ignore[return-value]
+
+    driver._parts = dataclasses.replace(driver._parts, start_grid=start)
+    with pytest.raises(Killed):
+        driver.drive()
+
+
+def test_an_order_that_was_lost_with_a_killed_coordinator_is_sent_again(bench: Bench):
+    bench.mailbox.losing.add("b")
+    drive_killed_at_first_pull(bench)
+
+    assert bench.drive() == "done"
+
+    assert [record.contributed for record in bench.records()] == [DEVICES, DEVICES]
+    assert bench.mailbox.pushed == 4 * len(DEVICES) + 1  # two rounds, two evaluations, and the one that was lost
+    assert len(bench.ledger.positions("run-000001", "offer")) == 4  # under the same offer: it is charged once
+
+
+def test_an_order_that_came_through_and_is_sent_again_counts_once(bench: Bench):
+    bench.mailbox.signed = set()  # the devices answer once, and refuse the second with a code
+    bench.mailbox.delayed = True
+    drive_killed_at_first_pull(bench)
+
+    assert bench.drive() == "done"
+
+    assert [record.contributed for record in bench.records()] == [DEVICES, DEVICES]
+    assert [record.sample_count for record in bench.records()] == [10 + 11 + 12] * 2
+    states = {p.state for p in bench.store.parts("run-000001")}
+    assert states == {"contributed"}
+    assert len(bench.ledger.positions("run-000001", "update")) == 4 * len(DEVICES)
 
 
 def steps_of_a_run(folder: Path) -> int:
