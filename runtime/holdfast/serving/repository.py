@@ -1,0 +1,221 @@
+"""The models of a folder, served: loaded, reloaded and unloaded while requests go on.
+
+Rules: a version that cannot be loaded is UNAVAILABLE with its reason and takes nothing else down; where it was served
+before, what was loaded then goes on; files are first loaded in a disposable child process. A change of versions is one
+assignment in the pool, so that no request fails. Never on a serving loop's thread: everything here waits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import HoldfastError, ModelError, UnknownModelError
+from holdfast.inference.pool import MAX_TOLD_CHARS, ModelPool
+from holdfast.inference.prepare import prepare_session
+from holdfast.inference.session import ModelSession, ModelSource, SessionOptions
+from holdfast.inference.trial import run_trial
+from holdfast.serving.protocols import VersionState
+from holdfast.serving.repository_folder import (
+    Fingerprint,
+    ModelFolder,
+    ModelSettings,
+    checked_file,
+    fingerprint,
+    scan,
+    settings_of,
+    wanted,
+)
+
+logger = logging.getLogger(__name__)
+
+READY = "READY"
+LOADING = "LOADING"
+UNAVAILABLE = "UNAVAILABLE"
+UNLOADED = "unloaded"
+MAX_REASON_CHARS = 500
+
+Prepare = Callable[[ModelSource, ModelSettings], ModelSession]
+
+
+def prepare_safely(source: ModelSource, settings: ModelSettings) -> ModelSession:
+    """Try a model in a child process, then load it here.
+
+    Raises:
+        ModelError: it failed its trial, or cannot be served.
+    """
+    options = SessionOptions(settings.threads, spinning=settings.spinning)
+    memory_bytes = settings.trial_memory_mib * 1024**2
+    run_trial(source, memory_bytes=memory_bytes, timeout_s=settings.trial_timeout_s, options=options)
+    return prepare_session(source, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A version that is served: what it was made from, so that the same bytes are not loaded twice."""
+
+    digest: str
+    settings: ModelSettings
+    session: ModelSession
+
+
+class FolderRepository:
+    """A ModelRepository over a folder. Thread-safe; one model is loaded at a time."""
+
+    def __init__(self, root: Path, pool: ModelPool, prepare: Prepare = prepare_safely) -> None:
+        self._root = root
+        self._pool = pool
+        self._prepare = prepare
+        self._turn = threading.Lock()
+        self._states: dict[str, dict[int, VersionState]] = {}
+        self._loaded: dict[str, dict[int, _Loaded]] = {}
+        self._seen: dict[str, Fingerprint] = {}
+
+    def index(self) -> list[VersionState]:
+        """Every version that was asked for or found, by name and version."""
+        states = dict(self._states)
+        return [versions[number] for _, versions in sorted(states.items()) for number in sorted(versions)]
+
+    def load_all(self) -> None:
+        """Load every model of the folder; those that cannot be are in the index with their reason.
+
+        Raises:
+            ModelError: the folder itself cannot be read.
+        """
+        for name in scan(self._root):
+            self._try(name)
+
+    def poll(self) -> None:
+        """Load what is new or has changed since it was loaded, and unload what is gone. What was unloaded stays so.
+
+        Raises:
+            ModelError: the folder itself cannot be read.
+        """
+        found = scan(self._root)
+        for name, folder in found.items():
+            if self._seen.get(name) != fingerprint(folder):
+                self._try(name)
+        for name in set(self._loaded) - set(found):
+            self.unload(name)
+            del self._states[name], self._seen[name]
+
+    def load(self, name: str) -> None:
+        """Load or reload a model.
+
+        Raises:
+            UnknownModelError: there is no such folder.
+            ModelError: none of its versions can be served, or one that was served before goes on as it was.
+        """
+        with self._turn:
+            folder = scan(self._root).get(name)
+            if folder is None:
+                raise UnknownModelError(f"failed to load '{name[:MAX_TOLD_CHARS]}', no such model in the repository")
+            self._seen[name] = fingerprint(folder)
+            self._load(folder)
+
+    def unload(self, name: str) -> None:
+        """Stop serving all versions of a model and give its memory back.
+
+        Raises:
+            UnknownModelError: it is not served.
+        """
+        with self._turn:
+            versions = self._loaded.pop(name, None)
+            if versions is None:
+                raise UnknownModelError(f"failed to unload '{name[:MAX_TOLD_CHARS]}', it is not loaded")
+            self._pool.remove(name)
+            self._states[name] = {n: VersionState(name, str(n), UNAVAILABLE, UNLOADED) for n in versions}
+            versions.clear()
+            logger.info("model unloaded", extra={"model": name})
+            give_memory_back()
+
+    def _try(self, name: str) -> None:
+        try:
+            self.load(name)
+        except HoldfastError as error:
+            logger.warning("model not loaded", extra={"model": name, "reason": _printable(error)})
+
+    def _load(self, folder: ModelFolder) -> None:
+        name = folder.name
+        before = self._loaded.get(name, {})
+        try:
+            settings = settings_of(folder)
+        except HoldfastError as error:
+            if not before:
+                self._states[name] = {n: _unavailable(name, n, error) for n in folder.versions or (1,)}
+            raise ModelError(f"model '{name}': {_printable(error)}") from error
+        states, loaded = self._load_versions(folder, settings, before)
+        states |= {n: VersionState(name, str(n), UNAVAILABLE, UNLOADED) for n in before if n not in states}
+        self._states[name] = states
+        self._pool.put(name, {str(number): loaded[number].session for number in sorted(loaded)})
+        self._loaded[name] = loaded
+        kept = [number for number in loaded if loaded[number] is before.get(number)]
+        if len(kept) < len(before):
+            before.clear()  # the last hold on sessions that serve no more
+            give_memory_back()
+        if not loaded:
+            del self._loaded[name]
+            raise ModelError(f"model '{name}': {_reasons(states) or 'no version in its folder'}")
+        logger.info("model loaded", extra={"model": name, "versions": sorted(loaded)})
+        if any(states[number].reason for number in kept):
+            raise ModelError(f"model '{name}' is not reloaded: {_reasons(states)}")
+
+    def _load_versions(
+        self, folder: ModelFolder, settings: ModelSettings, before: Mapping[int, _Loaded]
+    ) -> tuple[dict[int, VersionState], dict[int, _Loaded]]:
+        """As many of the wanted versions as can be loaded, the others with their reason."""
+        states: dict[int, VersionState] = {}
+        loaded: dict[int, _Loaded] = {}
+        numbers, enough = wanted(folder, settings)
+        for number in numbers:
+            if len(loaded) == enough:
+                break
+            self._states[folder.name] = {
+                **self._states.get(folder.name, {}),
+                number: VersionState(folder.name, str(number), LOADING),
+            }
+            try:
+                loaded[number] = self._load_version(folder, number, settings, before.get(number))
+                states[number] = VersionState(folder.name, str(number), READY)
+            except HoldfastError as error:
+                states[number] = _unavailable(folder.name, number, error)
+                if number in before:
+                    loaded[number] = before[number]
+                    reason = f"what was loaded before goes on: {states[number].reason}"
+                    states[number] = VersionState(folder.name, str(number), READY, reason)
+        return states, loaded
+
+    def _load_version(
+        self, folder: ModelFolder, number: int, settings: ModelSettings, before: _Loaded | None
+    ) -> _Loaded:
+        source = ModelSource.from_file(checked_file(self._root, folder, number))
+        if before is not None and (before.digest, before.settings) == (source.digest, settings):
+            return before
+        return _Loaded(source.digest, settings, self._prepare(source, settings))
+
+
+def give_memory_back() -> None:
+    """Let the allocator return what is free to the system; it keeps it otherwise. Only glibc can be asked."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _unavailable(name: str, number: int, error: HoldfastError) -> VersionState:
+    return VersionState(name, str(number), UNAVAILABLE, _printable(error))
+
+
+def _reasons(states: dict[int, VersionState]) -> str:
+    texts = [f"version {number}: {state.reason}" for number, state in sorted(states.items()) if state.reason]
+    return "; ".join(texts)[:MAX_REASON_CHARS]
+
+
+def _printable(error: BaseException) -> str:
+    """The error's words without what could forge lines in a log: they may quote a model file."""
+    return "".join(char if char.isprintable() else " " for char in str(error))[:MAX_REASON_CHARS]
