@@ -1,0 +1,505 @@
+"""Rows of strangers share a run only if file and probe both show that they stay apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from tests.fakes import served_models as models
+from tests.fakes.clock import FakeClock
+from tests.fakes.row_models import mlp, model_of
+from tests.fakes.scheduling import traits
+
+from holdfast.errors import InferenceError, ModelError
+from holdfast.inference.example_model import digits_model
+from holdfast.inference.onnx_graph import read_graph
+from holdfast.inference.onnx_wire import field_bytes, field_varint
+from holdfast.inference.pool import ModelPool
+from holdfast.inference.row_mixing import BUCKETS, PROVEN, Probe, check_graph, is_bounded, mixing_of, probe_rows
+from holdfast.inference.row_shapes import MixedRowsError
+from holdfast.inference.session import ModelSession, ModelSource, RunStop, load_session
+from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
+
+N = helper.make_node
+
+
+def verdict(model: bytes, session: ModelSession | None = None) -> Probe:
+    return mixing_of(model, session or load_session(ModelSource(model)), FakeClock())
+
+
+def reason_of(model: bytes) -> str:
+    """Why the file alone does not show that rows stay apart."""
+    with pytest.raises(MixedRowsError) as refused:
+        check_graph(read_graph(model))
+    return str(refused.value)
+
+
+def encoder(width: int = 16, length: int = 4, heads: int = 2) -> bytes:
+    """A layer of attention with its constants as exporters write them: reshapes, transposes, batched products."""
+    rng = np.random.default_rng(5)
+    part = width // heads
+    constants: dict[str, np.ndarray] = {
+        **{name: rng.standard_normal((width, width)).astype(np.float32) for name in ("wq", "wk", "wv", "wo")},
+        "split": np.array([0, length, heads, part]),
+        "joined": np.array([-1, length, width]),
+        "scale": np.array(part**-0.5, dtype=np.float32),
+        "gain": np.ones(width, dtype=np.float32),
+    }
+    nodes = []
+    for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [
+            N("MatMul", ["x", f"w{name}"], [f"{name}0"]),
+            N("Reshape", [f"{name}0", "split"], [f"{name}1"]),
+            N("Transpose", [f"{name}1"], [name], perm=order),
+        ]
+    nodes += [
+        N("MatMul", ["q", "k"], ["s0"]),
+        N("Mul", ["s0", "scale"], ["s1"]),
+        N("Softmax", ["s1"], ["s"], axis=-1),
+        N("MatMul", ["s", "v"], ["a0"]),
+        N("Transpose", ["a0"], ["a1"], perm=[0, 2, 1, 3]),
+        N("Reshape", ["a1", "joined"], ["a"]),
+        N("MatMul", ["a", "wo"], ["o"]),
+        N("Add", ["o", "x"], ["r"]),
+        N("LayerNormalization", ["r", "gain"], ["y"]),
+    ]
+    return model_of(nodes, (length, width), constants)
+
+
+def convolutional() -> bytes:
+    rng = np.random.default_rng(6)
+    constants = {
+        "w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
+        **{name: np.ones(4, dtype=np.float32) for name in ("s", "b", "m", "v")},
+        "head": rng.standard_normal((4, 2)).astype(np.float32),
+    }
+    nodes = [
+        N("Conv", ["x", "w"], ["c"], strides=[2, 2]),
+        N("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+        N("Relu", ["n"], ["r"]),
+        N("GlobalAveragePool", ["r"], ["g"]),
+        N("Flatten", ["g"], ["f"]),
+        N("MatMul", ["f", "head"], ["y"]),
+    ]
+    return model_of(nodes, (3, 9, 9), constants)
+
+
+GOOD = {
+    "perceptron": models.perceptron(),
+    "mlp": mlp((100, 50, 10)),
+    "encoder": encoder(),
+    "convolutional": convolutional(),
+    "digits": digits_model(),
+    "two_inputs": models.two_in_two_out(),
+    "table": models.gather(),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_usual_models_are_shown_to_keep_rows_apart(name: str) -> None:
+    check_graph(read_graph(GOOD[name]))
+
+
+@pytest.mark.parametrize("name", ["perceptron", "mlp", "convolutional", "digits", "two_inputs", "table"])
+def test_usual_models_share_every_bucket(name: str) -> None:
+    probe = verdict(GOOD[name])
+
+    assert probe.mixing.is_allowed
+    assert probe.mixing.reason == PROVEN
+    assert probe.mixing.buckets == BUCKETS == tuple(probe.batch_s)
+
+
+def chain(*nodes: onnx.NodeProto, row: Sequence[int] = (4,), **constants: np.ndarray) -> bytes:
+    return model_of(nodes, row, constants)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+MIXING = {
+    "mean_over_batch_and_back": chain(N("ReduceMean", ["x"], ["m"], axes=[0]), N("Sub", ["x", "m"], ["y"])),
+    "batch_norm_in_training": chain(
+        N("BatchNormalization", ["x", "s", "b", "m", "v"], ["y", "m2", "v2"], training_mode=1),
+        **{name: np.ones(4, dtype=np.float32) for name in "sbmv"},
+    ),
+    "softmax_over_batch": chain(N("Softmax", ["x"], ["y"], axis=0)),
+    "softmax_over_batch_after_transpose": chain(
+        N("Transpose", ["x"], ["t"]), N("Softmax", ["t"], ["s"], axis=1), N("Transpose", ["s"], ["y"])
+    ),
+    "rows_mixed_by_reshape_there_and_back": chain(
+        N("Reshape", ["x", "two"], ["r"]),
+        N("Softmax", ["r"], ["s"], axis=1),
+        N("Reshape", ["s", "four"], ["y"]),
+        two=ints(-1, 8),
+        four=ints(-1, 4),
+    ),
+    "first_row_for_everybody": chain(
+        N("Gather", ["x", "zero"], ["g"], axis=0), N("Add", ["x", "g"], ["y"]), zero=ints(0)
+    ),
+    "batch_contracted": chain(
+        N("Transpose", ["x"], ["t"]), N("MatMul", ["t", "x"], ["c"]), N("MatMul", ["x", "c"], ["y"])
+    ),
+    "gemm_with_the_batch_as_weights": chain(N("Gemm", ["x", "x"], ["y"], transB=1)),
+    "rows_shifted_by_one": chain(
+        N("Slice", ["x", "one", "end", "axis"], ["late"]),
+        N("Slice", ["x", "zero", "one", "axis"], ["early"]),
+        N("Concat", ["late", "early"], ["y"], axis=0),
+        one=ints(1),
+        zero=ints(0),
+        end=ints(2**31),
+        axis=ints(0),
+    ),
+    "quantised_by_the_whole_batch": chain(
+        N("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), N("DequantizeLinear", ["q", "s", "z"], ["y"])
+    ),
+    "number_of_neighbours": chain(
+        N("Shape", ["x"], ["s"]),
+        N("Cast", ["s"], ["c"], to=1),
+        N("ReduceSum", ["c"], ["n"]),
+        N("Add", ["x", "n"], ["y"]),
+    ),
+    "running_sum": chain(N("CumSum", ["x", "zero"], ["y"]), zero=np.array(0, dtype=np.int64)),
+    "best_rows": chain(N("TopK", ["x", "one"], ["y", "places"], axis=0), one=ints(1)),
+    "rank_lost": model_of([N("Add", ["x", "x"], ["a"]), N("Softmax", ["a"], ["y"])], ()),
+    "broadcast_against_the_batch": chain(
+        N("Squeeze", ["x", "last"], ["flat"]), N("Add", ["x", "flat"], ["y"]), row=(1,), last=ints(1)
+    ),
+    "scan_over_the_batch": chain(
+        N(
+            "Scan",
+            ["x"],
+            ["y"],
+            num_scan_inputs=1,
+            body=helper.make_graph(
+                [N("Identity", ["i"], ["o"])],
+                "b",
+                [helper.make_tensor_value_info("i", TensorProto.FLOAT, [4])],
+                [helper.make_tensor_value_info("o", TensorProto.FLOAT, [4])],
+            ),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_graph_that_mixes_rows_is_refused_by_its_file(name: str) -> None:
+    load_session(ModelSource(MIXING[name]))  # it is a model: not refused for being broken
+
+    assert reason_of(MIXING[name])
+    assert not verdict(MIXING[name]).mixing.is_allowed
+
+
+def test_reason_names_the_operator() -> None:
+    assert reason_of(MIXING["softmax_over_batch"]) == "operator Softmax works along the batch axis"
+    assert "DynamicQuantizeLinear is not known" in reason_of(MIXING["quantised_by_the_whole_batch"])
+
+
+def test_an_output_that_is_the_same_for_all_rows_is_refused() -> None:
+    model = chain(N("Add", ["x", "x"], ["a"]), N("Identity", ["c"], ["y"]), c=np.ones(4, dtype=np.float32))
+
+    assert reason_of(model) == "output 'y' has no row per row of the inputs"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (models.identity(shape=(1, 4)), "no open batch axis"),
+        (models.identity(shape=("n", "t")), "open axes beside the batch"),
+        (models.identity(shape=()), "no open batch axis"),
+        (model_of([N("Relu", ["x"], ["y"])], opset=12), "operator set 12"),
+        (model_of([N("Relu", ["x"], ["y"])], opset=23), "operator set 23"),
+    ],
+)
+def test_a_model_whose_shapes_cannot_all_be_probed_is_refused(model: bytes, reason: str) -> None:
+    assert reason in reason_of(model)
+
+
+def test_text_never_shares_a_run() -> None:
+    probe = verdict(models.identity(TensorProto.STRING, ("n",)))
+
+    assert not probe.mixing.is_allowed
+    assert "text" in probe.mixing.reason
+
+
+# --- what the file may try against its reader
+
+
+def parsed(model: bytes) -> onnx.ModelProto:
+    return onnx.load_from_string(model)
+
+
+def test_a_function_named_like_a_harmless_operator_is_refused() -> None:
+    proto = parsed(models.perceptron())
+    body = helper.make_function(
+        "", "Relu", ["x"], ["y"], [N("ReduceMean", ["x"], ["y"])], [helper.make_opsetid("", 17)]
+    )
+    proto.functions.append(body)
+
+    assert "functions" in reason_of(proto.SerializeToString())
+    assert ("", "ReduceMean") in read_graph(proto.SerializeToString()).operators
+
+
+def test_operators_of_nested_graphs_are_seen() -> None:
+    graph = read_graph(models.hangs_at_first_run())
+
+    assert {operator for _, operator in graph.operators} == {"Loop", "Identity", "Add"}
+    assert not is_bounded(models.hangs_at_first_run())
+    assert is_bounded(models.perceptron())
+    assert not is_bounded(b"\xff")
+
+
+def test_an_operator_of_another_domain_is_another_operator() -> None:
+    model = chain(N("Relu", ["x"], ["y"], domain="com.example"))
+
+    assert "com.example.Relu" in reason_of(model)
+
+
+def test_a_harmless_operator_with_a_graph_inside_is_refused() -> None:
+    proto = parsed(chain(N("Relu", ["x"], ["y"])))
+    nested = helper.make_graph([], "nested", [], [])
+    proto.graph.node[0].attribute.append(helper.make_attribute("body", nested))
+
+    assert "holds a graph" in reason_of(proto.SerializeToString())
+
+
+def test_an_attribute_given_twice_is_refused() -> None:
+    proto = parsed(chain(N("Softmax", ["x"], ["y"], axis=1)))
+    proto.graph.node[0].attribute.append(helper.make_attribute("axis", 0))
+
+    assert "read in two ways" in reason_of(proto.SerializeToString())
+
+
+def test_a_graph_split_over_two_fields_is_read_as_protobuf_merges_it() -> None:
+    harmless, harmful = chain(N("Relu", ["x"], ["a"])), parsed(chain(N("Softmax", ["a"], ["y"], axis=0)))
+    del harmful.graph.input[:]
+    merged = harmless + field_bytes(7, harmful.graph.SerializeToString())
+
+    assert [node.op_type for node in parsed(merged).graph.node] == ["Relu", "Softmax"]
+    assert [node.operator for node in read_graph(merged).nodes] == ["Relu", "Softmax"]
+    assert reason_of(merged)
+
+
+def test_an_operator_named_twice_is_the_last_name_as_in_protobuf() -> None:
+    proto = parsed(chain(N("Relu", ["x"], ["y"])))
+    node = proto.graph.node[0].SerializeToString() + field_bytes(4, "Sigmoid")
+    del proto.graph.node[:]
+    model = proto.SerializeToString() + field_bytes(7, field_bytes(1, node))
+
+    assert parsed(model).graph.node[0].op_type == "Sigmoid"
+    assert read_graph(model).nodes[0].operator == "Sigmoid"
+
+
+def test_a_field_number_past_32_bits_is_refused() -> None:
+    # protobuf's parsers drop the bits beyond 32 and would read field 7, a graph that we had skipped
+    hidden = chain(N("Softmax", ["x"], ["y"], axis=0))
+    tag = (1 << 32) | (7 << 3) | 2
+    field = bytes(
+        [tag & 0x7F | 0x80, tag >> 7 & 0x7F | 0x80, tag >> 14 & 0x7F | 0x80, tag >> 21 & 0x7F | 0x80, tag >> 28]
+    )
+
+    with pytest.raises(ModelError, match="field number"):
+        read_graph(field + field_varint(0, len(hidden))[1:] + hidden)
+
+
+@pytest.mark.parametrize("what", ["initializer", "input", "output_of_a_node"])
+def test_a_name_given_twice_is_refused(what: str) -> None:
+    proto = parsed(chain(N("Add", ["x", "c"], ["y"]), c=np.ones(4, dtype=np.float32)))
+    if what == "initializer":
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones((3, 4), dtype=np.float32), "c"))
+    elif what == "input":
+        proto.graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 9]))
+    else:
+        proto.graph.node.append(N("Softmax", ["x"], ["y"], axis=1))
+
+    with pytest.raises(ModelError, match=r"same name|given twice"):
+        check_graph(read_graph(proto.SerializeToString()))
+
+
+def test_a_constant_that_is_an_input_too_stays_a_constant() -> None:
+    """ONNX Runtime lets callers override it, but only by name, and our session takes the declared inputs alone."""
+    proto = parsed(chain(N("Add", ["x", "c"], ["y"]), c=np.ones(4, dtype=np.float32)))
+    proto.graph.input.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [4]))
+    model = proto.SerializeToString()
+
+    check_graph(read_graph(model))
+    assert [spec.name for spec in load_session(ModelSource(model)).inputs] == ["x"]
+
+
+def test_a_shape_in_an_external_file_is_not_guessed() -> None:
+    proto = parsed(chain(N("Reshape", ["x", "s"], ["y"]), s=ints(-1, 2, 2)))
+    proto.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    proto.graph.initializer[0].external_data.add(key="location", value="w")
+
+    assert "not a constant in the file" in reason_of(proto.SerializeToString())
+
+
+def test_sparse_constants_are_refused() -> None:
+    proto = parsed(models.perceptron())
+    proto.graph.sparse_initializer.add()
+
+    assert "sparse" in reason_of(proto.SerializeToString())
+
+
+@given(st.integers(0, 5_000), st.integers(0, 255))
+def test_any_flipped_byte_ends_in_a_verdict(position: int, value: int) -> None:
+    data = bytearray(GOOD["encoder"])
+    data[position % len(data)] = value
+
+    try:
+        check_graph(read_graph(bytes(data)))
+    except ModelError:
+        return
+
+
+@given(st.sampled_from(sorted(GOOD)))
+def test_reader_agrees_with_onnx(name: str) -> None:
+    graph, proto = read_graph(GOOD[name]), parsed(GOOD[name]).graph
+
+    assert [(node.operator, list(node.inputs), list(node.outputs)) for node in graph.nodes] == [
+        (node.op_type, list(node.input), list(node.output)) for node in proto.node
+    ]
+    for node, expected in zip(graph.nodes, proto.node, strict=True):
+        values = {each.name: helper.get_attribute_value(each) for each in expected.attribute}
+        assert dict(node.integers) == {key: value for key, value in values.items() if isinstance(value, int)}
+        assert {key: list(value) for key, value in node.lists.items()} == {
+            key: list(value) for key, value in values.items() if isinstance(value, list | tuple)
+        }
+    for tensor in proto.initializer:
+        assert graph.constants[tensor.name].shape == tuple(tensor.dims)
+        value = graph.constants[tensor.name].value
+        assert value is None or np.array_equal(value, numpy_helper.to_array(tensor))
+
+
+# --- the probe
+
+
+class Lying(ModelSession):
+    """A session whose answers depend on the batch in a way that no file shows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(load_session(ModelSource(models.scale(2.0)))._session)
+        self.how, self.runs = how, 0
+
+    def run_checked(
+        self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = (), stop: RunStop | None = None
+    ) -> dict[str, Array]:
+        self.runs += 1
+        answer = dict(super().run_checked(inputs, outputs, stop))
+        rows = len(inputs["x"])
+        y = answer["y"]
+        if self.how == "last_bit_at_the_last_place" and rows == BUCKETS[-1]:
+            y[-1] = np.nextafter(y[-1], np.float32(np.inf))
+        elif self.how == "scale_of_the_largest_neighbour":
+            y += np.float32(1e-7) * np.nanmax(np.abs(inputs["x"]))
+        elif self.how == "nan_spreads" and rows > 1 and np.isnan(inputs["x"]).any():
+            y[0] = np.nan
+        elif self.how == "wrong_number_of_rows" and rows > 2:
+            answer["y"] = y[:-1]
+        elif self.how == "fails_in_batches" and rows > 1:
+            raise InferenceError("the model failed")
+        return answer
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "last_bit_at_the_last_place",
+        "scale_of_the_largest_neighbour",
+        "nan_spreads",
+        "wrong_number_of_rows",
+        "fails_in_batches",
+    ],
+)
+def test_probe_sees_what_the_file_does_not_show(how: str) -> None:
+    probe = verdict(models.scale(2.0), Lying(how))
+
+    assert not probe.mixing.is_allowed
+    assert probe.mixing.buckets == ()
+
+
+def test_probe_accepts_an_honest_session() -> None:
+    assert verdict(models.scale(2.0), Lying("not at all")).mixing.is_allowed
+
+
+class SlowClock(FakeClock):
+    """Each look at it takes a while."""
+
+    def monotonic_s(self) -> float:
+        self.advance(0.01)
+        return super().monotonic_s()
+
+
+def test_probe_ends_with_its_budget_and_keeps_what_it_has_shown() -> None:
+    session = Lying("not at all")
+
+    probe = probe_rows(session, SlowClock(), 0.3)
+
+    assert max(probe.batch_s) < BUCKETS[-1]
+    assert set(probe.mixing.buckets) <= set(probe.batch_s)
+    assert probe.run_s == pytest.approx(0.01)
+
+
+def test_a_batch_that_saves_no_time_is_not_made() -> None:
+    clock = FakeClock()
+
+    class PerRow(Lying):
+        def run_checked(self, inputs: Mapping[str, Array], *rest: object) -> dict[str, Array]:
+            clock.advance(0.0001 * len(inputs["x"]))
+            return super().run_checked(inputs)
+
+    probe = probe_rows(PerRow("not at all"), clock)
+
+    assert not probe.mixing.is_allowed
+    assert "saves no time" in probe.mixing.reason
+    assert probe.run_s == pytest.approx(0.0001)
+
+
+# --- predict_batch
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolutional", "digits", "encoder"])
+def test_batched_answers_have_the_bits_of_single_ones_in_every_bucket(name: str) -> None:
+    session = load_session(ModelSource(GOOD[name]))
+    pool = ModelPool()
+    spec = session.inputs[0]
+    elements = int(np.prod(spec.shape[1:]))
+    pool.swap("m", "1", session.measured(traits(1e-5, BUCKETS, elements)))
+    rng = np.random.default_rng(11)
+
+    for bucket in BUCKETS:
+        scales = 10.0 ** rng.integers(-3, 4, (bucket, *[1] * (len(spec.shape) - 1)))
+        x = (rng.standard_normal((bucket, *spec.shape[1:])) * scales).astype(np.float32)
+        requests = [TensorRequest("m", "", str(row), {spec.name: x[row : row + 1]}) for row in range(bucket)]
+        for request, answer in zip(requests, pool.predict_batch(requests), strict=True):
+            assert isinstance(answer, TensorResponse)
+            assert answer.request_id == request.request_id
+            for output, array in session.run(request.inputs).items():
+                assert answer.outputs[output].tobytes() == array.tobytes()
+
+
+@given(st.lists(st.tuples(st.integers(0, 70), st.booleans(), st.sampled_from(["m", "q"])), max_size=20))
+def test_predict_batch_keeps_order_rows_and_errors(asked: list[tuple[int, bool, str]]) -> None:
+    pool = ModelPool()
+    pool.swap("m", "1", SESSION.measured(traits(1e-5, (1, 2, 4, 8, 64), 4)))
+    requests = [
+        TensorRequest(model, "", str(n), {"x": np.full((rows, 4 if good else 5), n, dtype=np.float32)})
+        for n, (rows, good, model) in enumerate(asked)
+    ]
+
+    answers = pool.predict_batch(requests)
+
+    assert len(answers) == len(asked)
+    for n, ((rows, good, model), answer) in enumerate(zip(asked, answers, strict=True)):
+        assert isinstance(answer, TensorResponse) == (good and model == "m")
+        if isinstance(answer, TensorResponse):
+            assert answer.request_id == str(n)
+            assert answer.outputs["y"].tolist() == [[2.0 * n] * 4] * rows
+
+
+SESSION = load_session(ModelSource(models.scale(2.0)))
