@@ -1,4 +1,4 @@
-"""`holdfast serve`: a bare ONNX file over the Open Inference Protocol; no coordinator, no configuration."""
+"""`holdfast serve`: a bare ONNX file, or a folder of models, over the Open Inference Protocol; no coordinator."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.cli.command import EXIT_OK, Command
+from holdfast.cli.serve_folder import IDLE_S, add_access_arguments, rules_from, serve_folder
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.inference.session import ModelSession
     from holdfast.inference.tensors import TensorSpec
-    from holdfast.serving.server import Address
+    from holdfast.serving.server import Address, ServerOptions
 
 VERSION = "1"  # a bare file has no version of its own; clients of the protocol expect a number
 MAX_EXAMPLE_ELEMENTS = 1_024  # a curl line with more numbers helps nobody
@@ -24,7 +25,7 @@ _FLOAT_TYPES = ("float16", "float32", "float64")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model to serve")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="an ONNX file, or a folder NAME/VERSION/model.onnx")
     parser.add_argument("--name", help="the name clients use (default: the file's stem)")
     parser.add_argument(
         "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s; port 0 = any"
@@ -35,7 +36,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spinning", action="store_true", help="let idle threads spin: 6 to 17 times the CPU, rarely faster"
     )
-    parser.add_argument("--insecure", action="store_true", help="allow an address that other machines can reach")
+    add_access_arguments(parser)
+    parser.add_argument(
+        "--poll-s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="look for changes in a folder this often (default: never)",
+    )
     parser.add_argument(
         "--trial-memory-mib", type=int, default=2048, help="memory the model may take (default %(default)s)"
     )
@@ -46,16 +54,30 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from holdfast.serving.server import Address, ServerOptions
+
+    if not 1 <= arguments.threads <= 1024 or arguments.trial_memory_mib < 1 or not arguments.trial_timeout_s > 0:
+        raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
+    if not 0 <= arguments.poll_s <= IDLE_S:
+        raise UsageError(f"expected --poll-s from 0 (never) to {IDLE_S:g}")
+    is_folder = arguments.model.is_dir()
+    options = ServerOptions(
+        Address.parse(arguments.listen),
+        insecure=arguments.insecure,
+        rules=rules_from(arguments, has_repository=is_folder),
+        admin_socket=arguments.admin_socket,
+    )
+    return serve_folder(arguments, options) if is_folder else _serve_file(arguments, options)
+
+
+def _serve_file(arguments: argparse.Namespace, server_options: ServerOptions) -> int:
     from holdfast.inference.pool import ModelPool
     from holdfast.inference.session import ModelSource, SessionOptions, load_session
     from holdfast.inference.trial import run_trial
     from holdfast.lifecycle import Stop, stop_on_signals
-    from holdfast.serving.server import Address, Server, ServerOptions
+    from holdfast.serving.server import Server
 
     name = _checked_name(arguments.name if arguments.name is not None else arguments.model.stem)
-    if not 1 <= arguments.threads <= 1024 or arguments.trial_memory_mib < 1 or not arguments.trial_timeout_s > 0:
-        raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
-    listen = Address.parse(arguments.listen)
     options = SessionOptions(arguments.threads, spinning=arguments.spinning)
     source = ModelSource.from_file(arguments.model)
     run_trial(
@@ -67,13 +89,13 @@ def _run(arguments: argparse.Namespace) -> int:
     session = load_session(source, options)
     pool = ModelPool()
     pool.swap(name, VERSION, session)
-    server = Server(pool, options=ServerOptions(listen, insecure=arguments.insecure))
+    server = Server(pool, options=server_options)
     stop = Stop()
     with stop_on_signals(stop):
         address = server.start()
         try:
             _say_ready(name, session, address, as_json=arguments.json)
-            while not stop.wait(3600.0):
+            while not stop.wait(IDLE_S):
                 pass
         finally:
             server.stop()
@@ -157,15 +179,18 @@ def _zeros(spec: TensorSpec) -> list[object]:
 
 
 SERVE = Command(
-    help="serve an ONNX file over gRPC and HTTP",
+    help="serve an ONNX file, or a folder of them, over gRPC and HTTP",
     add_arguments=_arguments,
     run=_run,
-    description="""Serve an ONNX file over the Open Inference Protocol, gRPC and HTTP on one port.
+    description="""Serve an ONNX file or a folder of models over the Open Inference Protocol, gRPC and HTTP on one port.
 
   holdfast example digits.onnx         (if you have no model)
   holdfast serve digits.onnx
   holdfast serve model.onnx --name scorer --listen 127.0.0.1:0 --threads 2
+  holdfast serve models/ --poll-s 5    (models/NAME/VERSION/model.onnx; read only)
 
-The file is first loaded in a child process with limits on memory and time.
+In a folder, models/NAME/session.toml may say which versions are served and with
+how many threads; a model that cannot be loaded is told with its reason and the
+others are served. A file is first loaded in a child process with limits on memory and time.
 Ctrl-C or SIGTERM lets running requests end.""",
 )

@@ -1,0 +1,99 @@
+"""`holdfast serve DIR` as an operator runs it: models come and go over the admin socket, with an unmodified client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tests.fakes import served_models as models
+from tritonclient.utils import InferenceServerException
+
+HOLDFAST = [sys.executable, "-m", "holdfast"]
+TIMEOUT_S = 60
+X = np.ones((1, 4), dtype=np.float32)
+
+
+@contextmanager
+def served(*arguments: str) -> Iterator[dict[str, object]]:
+    """What a serving process said when it was ready; killed afterwards."""
+    command = [*HOLDFAST, "serve", "--json", "--listen", "127.0.0.1:0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                pytest.fail(f"no ready line: {process.communicate(timeout=TIMEOUT_S)}")
+            yield json.loads(line)
+        finally:
+            process.kill()
+
+
+def put(root: Path, name: str, version: int, data: bytes) -> None:
+    (root / name / str(version)).mkdir(parents=True)
+    (root / name / str(version) / "model.onnx").write_bytes(data)
+
+
+def ask(client: tritonclient.grpc.InferenceServerClient, model: str) -> float:
+    tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(X)
+    return float(client.infer(model, [tensor]).as_numpy("y")[0, 0])
+
+
+def test_operator_changes_models_while_clients_ask(tmp_path: Path) -> None:
+    root, socket = tmp_path / "models", tmp_path / "admin.sock"
+    put(root, "a", 1, models.scale(1.0))
+    put(root, "broken", 1, b"not a model")
+
+    with served(str(tmp_path), "--admin-socket", str(socket)) as said:
+        states = {entry["name"]: entry["state"] for entry in said["models"]}  # type: ignore[attr-defined]  # a list
+        assert states == {"a": "READY", "broken": "UNAVAILABLE"}
+        assert socket.stat().st_mode & 0o777 == 0o600
+        with (
+            tritonclient.grpc.InferenceServerClient(str(said["listen"])) as client,
+            tritonclient.grpc.InferenceServerClient(f"unix:{socket}") as admin,
+        ):
+            assert ask(client, "a") == 1.0
+            put(root, "a", 2, models.scale(2.0))
+            with pytest.raises(InferenceServerException, match="on the admin socket only"):
+                client.load_model("a")
+            admin.load_model("a")
+            assert ask(client, "a") == 2.0
+            admin.unload_model("a")
+            assert not client.is_model_ready("a")
+            index = {entry.name: entry for entry in client.get_model_repository_index().models}
+            assert (index["a"].state, index["a"].reason) == ("UNAVAILABLE", "unloaded")
+            assert "not an ONNX file" in index["broken"].reason
+
+
+def test_tokens_are_asked_for_and_their_file_must_be_private(tmp_path: Path) -> None:
+    put(tmp_path, "a", 1, models.scale(3.0))
+    tokens = tmp_path / "tokens"
+    tokens.write_text("correct-horse-battery\n")
+    tokens.chmod(0o644)
+    refused = subprocess.run(
+        [*HOLDFAST, "serve", str(tmp_path), "--token-file", str(tokens)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert "can be read by others" in refused.stderr
+    tokens.chmod(0o600)
+
+    with served(str(tmp_path), "--token-file", str(tokens)) as said:
+        tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+        tensor.set_data_from_numpy(X)
+        with tritonclient.grpc.InferenceServerClient(str(said["listen"])) as client:
+            assert client.is_server_live()
+            with pytest.raises(InferenceServerException) as unknown:
+                client.infer("a", [tensor])
+            assert unknown.value.status() == "StatusCode.UNAUTHENTICATED"
+            answer = client.infer("a", [tensor], headers={"authorization": "Bearer correct-horse-battery"})
+            assert answer.as_numpy("y")[0, 0] == 3.0
