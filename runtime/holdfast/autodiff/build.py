@@ -1,39 +1,67 @@
 """Builds the graphs that a device needs to learn: training step, evaluation, loss, input gradient.
 
 The contract (standard operators, one static batch size B, float32):
-    inputs of all      `<parameter>` for each trainable one, the model's data inputs by name, `labels` int64[B]
+    inputs of all      `<parameter>` for each trainable one, the model's data inputs by name, `labels`: int64[B], or
+                       float32 of the prediction's shape for losses of numbers
     train              also `learning_rate` float32[]; gives `<parameter>.new` for each, and `loss` float32[] (mean)
-    evaluate           gives `loss_sum` float32[], `correct` int64[], `count` int64[]
-    loss               gives `loss` float32[] (mean)
+    evaluate           gives `loss_sum` float32[], `correct` int64[], `count` int64[] (of labels)
+    loss               gives `loss` float32[] (mean), by the forward pass of the training step
     input_gradient     gives `<input>.gradient`: row b is d loss_b / d input_b, independent of the other rows
-A row with label -1 is padding: it changes nothing. The mean of a batch of padding only is 0.
+As the build asks, `train` has more: optimizer state `<parameter>.<slot>` with its `.new`, `<parameter>.anchor` and
+`proximal_mu`, `clip_norm`, random numbers `<value>.uniform` (`loss` has them too), and statistics that stay on the
+device (`evaluate` and `loss` read them too).
+Padding (label -1, or NaN for numbers) changes nothing; the mean of a batch of padding only is 0.
 Parameters that don't learn are not in the graphs: they are external data, `weights.bin` at the layout's offsets, so one
 graph serves every version of the weights. A graph never holds a copy of the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-import onnx
-from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import TensorProto
 
-from holdfast.autodiff.externalise import refer_to_weights
-from holdfast.autodiff.loss import Loss, emit_mean, emit_mean_gradient
+from holdfast.autodiff.emission import Output, emit, new_writer
+from holdfast.autodiff.loss import (
+    Loss,
+    LossInputs,
+    LossValues,
+    emit_labelled_rows,
+    emit_mean,
+    emit_mean_gradient,
+    not_zero,
+)
 from holdfast.autodiff.parameters import check_not_shared, choose_trainable, layout_of
 from holdfast.autodiff.reading import DataInput, ForwardGraph, is_parameter, parse_model, read_forward
 from holdfast.autodiff.registry import loss_named, optimizer_named
-from holdfast.autodiff.reverse import check_rules, emit_gradients
+from holdfast.autodiff.reverse import Modes, check_rules, emit_forward, emit_gradients
+from holdfast.autodiff.rule import Rows
+from holdfast.autodiff.statistics import FROZEN, LOCAL, running_statistics
+from holdfast.autodiff.update import LEARNING_RATE, NEW, StateTensor, UpdateRule, emit_update, extra_inputs, state_of
 from holdfast.autodiff.writer import GraphWriter
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout, LayoutEntry
 
-IR_VERSION = 10  # older runtimes refuse files of a newer one
-LABELS, LEARNING_RATE, LOSS = "labels", "learning_rate", "loss"
-NEW, GRADIENT = ".new", ".gradient"
+LABELS, LOSS = "labels", "loss"
+GRADIENT = ".gradient"
 
-Output = tuple[str, int, tuple[int, ...]]  # name, element type, shape
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """What a training step does beyond gradient and optimizer.
+
+    batch_norm: "frozen" keeps the running statistics; "averaged" takes those of the batch and lets the running values
+        learn and travel like parameters; "local" does too, but they stay on the device (FedBN, Li et al. 2021).
+    dropout: whether Dropout nodes drop units; they need random numbers at every step.
+    proximal: whether parameters are pulled towards anchors (FedProx).
+    clip: whether the gradient's norm over all parameters is bounded.
+    """
+
+    batch_norm: str = FROZEN
+    dropout: bool = False
+    proximal: bool = False
+    clip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +69,8 @@ class TrainingGraphs:
     """The serialized graphs of one model, loss, optimizer and batch size, and the table of its parameters.
 
     `input_gradient` is None where no gradient can reach a float input (token ids, an operator without a rule in a
-    frozen body); `input_gradient_refusal` then says why. `data_inputs` have the batch axis first.
+    frozen body); `input_gradient_refusal` then says why. `data_inputs` have the batch axis first. `labels` says what
+    the labels are. `state` is what `train` hands from step to step; `noise` what it wants as uniform random numbers.
     """
 
     train: bytes
@@ -55,6 +84,10 @@ class TrainingGraphs:
     class_count: int
     loss_name: str
     optimizer_name: str
+    labels: DataInput
+    options: StepOptions = field(default_factory=StepOptions)
+    state: tuple[StateTensor, ...] = ()
+    noise: tuple[DataInput, ...] = ()
 
     @property
     def parameters(self) -> tuple[LayoutEntry, ...]:
@@ -64,11 +97,36 @@ class TrainingGraphs:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What every emitted graph of one build has in common."""
+    """What every emitted graph of one build has in common.
+
+    `differentiated` are the parameters that get a gradient; `statistics` the running values that `train` updates;
+    `variable` everything of the layout that is an input of the graphs, by name and shape.
+    """
 
     forward: ForwardGraph
     layout: FlatLayout
     loss: Loss
+    rule: UpdateRule
+    options: StepOptions
+    differentiated: tuple[LayoutEntry, ...]
+    statistics: tuple[StateTensor, ...]
+
+    @property
+    def variable(self) -> dict[str, tuple[int, ...]]:
+        trainable = {entry.name: entry.shape for entry in self.layout.trainable}
+        return {**trainable, **{tensor.name: tensor.shape for tensor in self.local_statistics}}
+
+    @property
+    def local_statistics(self) -> tuple[StateTensor, ...]:
+        return self.statistics if self.options.batch_norm == LOCAL else ()
+
+    @property
+    def loss_inputs(self) -> LossInputs:
+        return LossInputs(self.forward.logits, LABELS, self.forward.shapes[self.forward.logits])
+
+    @property
+    def labels(self) -> DataInput:
+        return DataInput(LABELS, self.loss.labels_type, self.loss.labels_shape(self.loss_inputs.shape))
 
 
 def build_graphs(
@@ -76,31 +134,48 @@ def build_graphs(
     *,
     batch: int,
     trainable: str | Sequence[str] = "all",
-    loss: str = "softmax_cross_entropy",
+    loss: str | Loss = "softmax_cross_entropy",
     optimizer: str = "sgd",
     tied: Sequence[str] = (),
+    options: StepOptions | None = None,
 ) -> TrainingGraphs:
     """Differentiate a served model.
 
     Args:
-        model_bytes: a self-contained ONNX classifier; its float output is the logits or a Softmax of them.
-        batch: samples per step, fixed in the graphs; a short batch is padded with label -1.
+        model_bytes: a self-contained ONNX model; for a classifier its float output is the logits or a Softmax of them.
+        batch: samples per step, fixed in the graphs; a short batch is padded.
         trainable: "all", or shell patterns over initializer names ("head.*").
-        loss, optimizer: names from the registry.
+        loss, optimizer: names from the registry, with settings behind a colon ("huber:delta=0.5").
         tied: patterns of parameters that several nodes share on purpose.
+        options: None takes the safe ones: statistics frozen, nothing dropped, no proximal term, no clipping.
 
     Raises: AutodiffError: naming the node, parameter or shape that stands in the way, and what to do instead.
     """
+    options = options or StepOptions()
+    made_loss = loss_named(loss) if isinstance(loss, str) else loss
+    rule = UpdateRule(optimizer_named(optimizer), options.proximal, options.clip)
     model = parse_model(model_bytes)
-    forward = read_forward(model, batch)
+    forward = read_forward(model, batch, made_loss.head)
     names = [tensor.name for tensor in model.graph.initializer if is_parameter(tensor)]
     chosen = choose_trainable(forward, names, trainable)
-    check_not_shared(forward, chosen, tied)
-    plan = _Plan(forward, layout_of(model, chosen), loss_named(loss))
-    update = optimizer_named(optimizer).emit
+    check_rules(forward, chosen)
+    statistics = running_statistics(forward, chosen, names, options.batch_norm)
+    learning = [*chosen, *statistics] if options.batch_norm != LOCAL else chosen
+    check_not_shared(forward, [*chosen, *statistics], tied)
+    layout = layout_of(model, learning)
+    plan = _Plan(
+        forward=forward,
+        layout=layout,
+        loss=made_loss,
+        rule=rule,
+        options=options,
+        differentiated=tuple(entry for entry in layout.trainable if entry.name not in statistics),
+        statistics=tuple(StateTensor(e.name, e.shape) for e in layout.entries if e.name in statistics),
+    )
+    train, noise = _train(plan)
     input_gradient, refusal = _input_gradient(plan)
     return TrainingGraphs(
-        train=_train(plan, update),
+        train=train,
         evaluate=_evaluate(plan),
         loss=_loss(plan),
         input_gradient=input_gradient,
@@ -109,43 +184,77 @@ def build_graphs(
         data_inputs=forward.data_inputs,
         batch=forward.batch,
         class_count=forward.class_count,
-        loss_name=loss,
+        loss_name=loss if isinstance(loss, str) else loss.name,
         optimizer_name=optimizer,
+        labels=plan.labels,
+        options=options,
+        state=(*plan.local_statistics, *state_of(rule, plan.differentiated)),
+        noise=tuple(DataInput(name, int(TensorProto.FLOAT), shape) for name, shape in noise),
     )
 
 
-def _train(plan: _Plan, update: Callable[[GraphWriter, str, str, str], str]) -> bytes:
-    out = _writer(plan.forward, LABELS, LEARNING_RATE)
-    values = plan.loss.emit(out, plan.forward.logits, LABELS, plan.forward.class_count, True)
+def _train(plan: _Plan) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
+    state = state_of(plan.rule, plan.differentiated)
+    extra = [(LEARNING_RATE, ()), *((tensor.name, tensor.shape) for tensor in state)]
+    extra += extra_inputs(plan.rule, plan.differentiated)
+    out = new_writer(plan.forward, LABELS, *(name for name, _ in extra))
+    names = [entry.name for entry in plan.differentiated]
+    views = emit_forward(plan.forward, out, names, _modes(plan, out))
+    values = plan.loss.emit(out, plan.loss_inputs, True)
     out.name_output(emit_mean(out, values), LOSS)
-    names = [entry.name for entry in plan.layout.trainable]
-    gradients = emit_gradients(plan.forward, out, emit_mean_gradient(out, values), names)
+    gradients = emit_gradients(plan.forward, out, emit_mean_gradient(out, values), names, views)
+    for name in names:
+        if name not in gradients:
+            raise AutodiffError(f"no gradient reaches parameter {name!r}; leave it out of the trainable ones")
+    made = {**out.updates, **emit_update(out, plan.rule, {name: gradients[name] for name in names})}
+    shapes = {**plan.variable, **{tensor.name: tensor.shape for tensor in state}}
     outputs: list[Output] = []
-    for entry in plan.layout.trainable:
-        if entry.name not in gradients:
-            raise AutodiffError(f"no gradient reaches parameter {entry.name!r}; leave it out of the trainable ones")
-        new = update(out, entry.name, gradients[entry.name], LEARNING_RATE)
-        out.name_output(new, entry.name + NEW)
-        outputs.append((entry.name + NEW, TensorProto.FLOAT, entry.shape))
+    for name in plan.variable:
+        outputs.append(_new_output(out, name, made[name], shapes[name]))
     outputs.append((LOSS, TensorProto.FLOAT, ()))
-    return _finish(plan, out, [_value(LEARNING_RATE, TensorProto.FLOAT, ())], outputs)
+    for tensor in state:
+        outputs.append(_new_output(out, tensor.name, made[tensor.name], tensor.shape))
+    inputs = [*extra, *out.noise.items()]
+    return emit(plan.forward, plan.layout, out, [*_inputs(plan), *_floats(inputs)], outputs), list(out.noise.items())
+
+
+def _new_output(out: GraphWriter, name: str, value: str, shape: tuple[int, ...]) -> Output:
+    out.name_output(value, name + NEW)
+    return name + NEW, TensorProto.FLOAT, shape
+
+
+def _modes(plan: _Plan, out: GraphWriter) -> Modes:
+    """What the forward pass of a training step needs; the shares of the rows come from the labels."""
+    if not plan.statistics:
+        return Modes(dropout=plan.options.dropout)
+    labelled = emit_labelled_rows(out, plan.loss, plan.loss_inputs)
+    count = out.node("ReduceSum", [labelled], keepdims=0)
+    shares = out.node("Div", [labelled, not_zero(out, count)])
+    return Modes(Rows(out.node("Unsqueeze", [shares, out.integers(0)]), count), plan.options.dropout)
 
 
 def _evaluate(plan: _Plan) -> bytes:
-    out = _writer(plan.forward, LABELS)
-    values = plan.loss.emit(out, plan.forward.logits, LABELS, plan.forward.class_count, False)
+    out = new_writer(plan.forward, LABELS)
+    out.copy(plan.forward.nodes)
+    values = plan.loss.emit(out, plan.loss_inputs, False)
     out.name_output(values.total, "loss_sum")
-    out.name_output(plan.loss.emit_correct(out, plan.forward.logits, LABELS), "correct")
+    out.name_output(plan.loss.emit_correct(out, plan.loss_inputs), "correct")
     out.name_output(out.node("Cast", [values.count], to=int(TensorProto.INT64)), "count")
-    integers: list[Output] = [(name, TensorProto.INT64, ()) for name in ("correct", "count")]
-    return _finish(plan, out, [], [("loss_sum", TensorProto.FLOAT, ()), *integers])
+    outputs: list[Output] = [("loss_sum", TensorProto.FLOAT, ())]
+    outputs += [(name, TensorProto.INT64, ()) for name in ("correct", "count")]
+    return emit(plan.forward, plan.layout, out, _inputs(plan), outputs)
 
 
 def _loss(plan: _Plan) -> bytes:
-    out = _writer(plan.forward, LABELS)
-    values = plan.loss.emit(out, plan.forward.logits, LABELS, plan.forward.class_count, False)
+    out = new_writer(plan.forward, LABELS)
+    if plan.statistics or plan.options.dropout:
+        emit_forward(plan.forward, out, [entry.name for entry in plan.differentiated], _modes(plan, out))
+    else:
+        out.copy(plan.forward.nodes)
+    values = plan.loss.emit(out, plan.loss_inputs, False)
     out.name_output(emit_mean(out, values), LOSS)
-    return _finish(plan, out, [], [(LOSS, TensorProto.FLOAT, ())])
+    inputs = [*_inputs(plan), *_floats(out.noise.items())]
+    return emit(plan.forward, plan.layout, out, inputs, [(LOSS, TensorProto.FLOAT, ())])
 
 
 def _input_gradient(plan: _Plan) -> tuple[bytes | None, str]:
@@ -153,57 +262,34 @@ def _input_gradient(plan: _Plan) -> tuple[bytes | None, str]:
     floats = [data for data in plan.forward.data_inputs if data.is_float]
     if not floats:
         return None, "the model has no float input"
+    names = [data.name for data in floats]
+    out = new_writer(plan.forward, LABELS)
     try:
-        check_rules(plan.forward, [data.name for data in floats])
+        views = emit_forward(plan.forward, out, names)
+        values = plan.loss.emit(out, plan.loss_inputs, True)
+        gradients = emit_gradients(plan.forward, out, _gradient_of(values), names, views)
     except AutodiffError as error:
         return None, str(error)
-    out = _writer(plan.forward, LABELS)
-    values = plan.loss.emit(out, plan.forward.logits, LABELS, plan.forward.class_count, True)
-    if values.gradient is None:
-        raise AssertionError("the loss was asked for its gradient")
-    gradients = emit_gradients(plan.forward, out, values.gradient, [data.name for data in floats])
     outputs: list[Output] = []
     for data in floats:
         if data.name not in gradients:
             return None, f"no gradient reaches input {data.name!r}"
         out.name_output(gradients[data.name], data.name + GRADIENT)
         outputs.append((data.name + GRADIENT, TensorProto.FLOAT, data.shape))
-    return _finish(plan, out, [], outputs), ""
+    return emit(plan.forward, plan.layout, out, _inputs(plan), outputs), ""
 
 
-def _writer(forward: ForwardGraph, *reserved: str) -> GraphWriter:
-    """A writer that holds the forward nodes already."""
-    values = {name for node in forward.nodes for name in (*node.input, *node.output)}
-    out = GraphWriter({*values, *forward.initializers, *(data.name for data in forward.data_inputs)})
-    for name in reserved:
-        out.reserve(name)
-    out.copy(forward.nodes)
-    return out
+def _gradient_of(values: LossValues) -> str:
+    if values.gradient is None:
+        raise AssertionError("the loss was asked for its gradient")
+    return values.gradient
 
 
-def _finish(plan: _Plan, out: GraphWriter, extra: list[ValueInfoProto], outputs: Sequence[Output]) -> bytes:
-    """Close the graph, check it in full, and put references in the place of frozen parameters."""
-    forward = plan.forward
-    learns = {entry.name for entry in plan.layout.trainable}
-    kept = [numpy_helper.from_array(v, name) for name, v in forward.initializers.items() if name not in learns]
-    inputs = [
-        *(_value(entry.name, TensorProto.FLOAT, entry.shape) for entry in plan.layout.trainable),
-        *(_value(data.name, data.element_type, data.shape) for data in forward.data_inputs),
-        _value(LABELS, TensorProto.INT64, (forward.batch,)),
-        *extra,
-    ]
-    graph = helper.make_graph(
-        out.nodes, "holdfast", inputs, [_value(*output) for output in outputs], [*kept, *out.initializers()]
-    )
-    imports = [helper.make_opsetid(domain, version) for domain, version in forward.opset_imports]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="holdfast")
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise AutodiffError(f"the graph that was built is not valid: {error}") from error
-    refer_to_weights(model, plan.layout)
-    return model.SerializeToString(deterministic=True)
+def _inputs(plan: _Plan) -> list[Output]:
+    """What every graph reads: parameters and local statistics, data, labels."""
+    data = [(each.name, each.element_type, each.shape) for each in (*plan.forward.data_inputs, plan.labels)]
+    return [*_floats(plan.variable.items()), *data]
 
 
-def _value(name: str, element_type: int, shape: tuple[int, ...]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, element_type, shape)
+def _floats(values: Iterable[tuple[str, tuple[int, ...]]]) -> list[Output]:
+    return [(name, TensorProto.FLOAT, shape) for name, shape in values]

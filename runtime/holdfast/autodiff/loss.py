@@ -1,52 +1,100 @@
-"""What a loss is to the graphs: a sum and a count, the gradient of the sum, and which samples came out right."""
+"""What a loss is to the graphs: a sum and what it is divided by, the gradient of the sum, and what came out right.
+
+Padding: a row that carries no sample. Its label is -1 where labels are classes, and NaN where they are numbers (one
+missing number among several is left out alike). Padding adds nothing to any sum or count, and its gradient is 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onnx import TensorProto
+
+from holdfast.autodiff.reading import Head
+from holdfast.autodiff.rule import as_float
 from holdfast.autodiff.writer import GraphWriter
 
-IGNORE_INDEX = -1  # the label of a padded row: it adds nothing to the loss, its gradient and the counts
+PADDING_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
 class LossValues:
     """Names of emitted values.
 
-    total: float32[], the sum over labelled samples.  count: float32[], how many there are.
-    gradient: float32[batch, classes], d total / d logits; only emitted when asked for, else None.
+    total: float32[], the sum over everything labelled.  divisor: float32[], what the mean divides it by.
+    count: float32[], how many labels there are.
+    gradient: d total / d prediction, of its shape; only emitted when asked for, else None.
     """
 
     total: str
+    divisor: str
     count: str
     gradient: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """prediction: float32 of `shape`, batch axis first. labels: int64[batch], or float32 of `shape`."""
+
+    prediction: str
+    labels: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
     """A loss by name.
 
-    `emit(writer, logits, labels, classes, with_gradient)` appends the loss; `emit_correct(writer, logits, labels)`
-    appends int64[], the number of labelled samples whose prediction is right.
+    `head` says which end of the model it wants. `emit(writer, inputs, with_gradient)` appends the loss.
+    `emit_correct(writer, inputs)` appends int64[]: how many labels were predicted right, 0 where that has no meaning.
     """
 
     name: str
-    emit: Callable[[GraphWriter, str, str, int, bool], LossValues]
-    emit_correct: Callable[[GraphWriter, str, str], str]
+    head: Head
+    emit: Callable[[GraphWriter, LossInputs, bool], LossValues]
+    emit_correct: Callable[[GraphWriter, LossInputs], str]
+
+    @property
+    def labels_type(self) -> int:
+        return int(TensorProto.INT64 if self.head.classes else TensorProto.FLOAT)
+
+    def labels_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the labels for predictions of `shape`."""
+        return shape[:1] if self.head.classes else shape
 
 
 def emit_mean(out: GraphWriter, values: LossValues) -> str:
-    """float32[]: total / max(count, 1); 0 rather than NaN for a batch of padding only."""
-    return out.node("Div", [values.total, _at_least_one(out, values.count)])
+    """float32[]: total / divisor; 0 rather than NaN for a batch of padding only."""
+    return out.node("Div", [values.total, not_zero(out, values.divisor)])
 
 
 def emit_mean_gradient(out: GraphWriter, values: LossValues) -> str:
-    """float32[batch, classes]: d mean / d logits."""
+    """d mean / d prediction."""
     if values.gradient is None:
         raise AssertionError("the loss was emitted without its gradient")
-    return out.node("Div", [values.gradient, _at_least_one(out, values.count)])
+    return out.node("Div", [values.gradient, not_zero(out, values.divisor)])
 
 
-def _at_least_one(out: GraphWriter, count: str) -> str:
-    return out.node("Max", [count, out.scalar(1.0)])
+def emit_labelled_rows(out: GraphWriter, loss: Loss, inputs: LossInputs) -> str:
+    """float32[batch]: 1 for a row with a label, 0 for padding."""
+    if loss.head.classes:
+        return as_float(out, labelled_classes(out, inputs.labels))
+    known = as_float(out, known_numbers(out, inputs.labels))
+    axes = list(range(1, len(inputs.shape)))
+    return out.node("ReduceMax", [known, out.integers(*axes)], keepdims=0) if axes else known
+
+
+def labelled_classes(out: GraphWriter, labels: str) -> str:
+    """bool[batch]: whether the row is a sample."""
+    return out.node("GreaterOrEqual", [labels, out.integer(0)])
+
+
+def known_numbers(out: GraphWriter, labels: str) -> str:
+    """bool, of the labels' shape: whether there is a number."""
+    return out.node("Not", [out.node("IsNaN", [labels])])
+
+
+def not_zero(out: GraphWriter, value: str) -> str:
+    """The value, or 1 in the place of 0."""
+    return out.node("Where", [out.node("Greater", [value, out.scalar(0.0)]), value, out.scalar(1.0)])

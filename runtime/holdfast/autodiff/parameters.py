@@ -16,8 +16,9 @@ from fnmatch import fnmatchcase
 import onnx
 from onnx import NodeProto
 
-from holdfast.autodiff.reading import ForwardGraph, is_parameter, names_read, parse_model
+from holdfast.autodiff.reading import ForwardGraph, is_parameter, parse_model
 from holdfast.autodiff.registry import rule_for
+from holdfast.autodiff.writer import names_read
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout
 

@@ -5,12 +5,13 @@ inlined; older operator sets are converted; a part that can't be read this way i
 
 The logits: training needs the scores before any Softmax. An output made by Softmax or LogSoftmax over its last axis is
 replaced by what feeds that node (cross-entropy of the softmax of the logits is what the loss computes itself, and more
-precisely). Identity nodes are looked through. Integer outputs, such as a predicted label, are ignored. All float
-outputs must lead to the same logits.
+precisely), and for binary cross-entropy what feeds a Sigmoid. Identity nodes are looked through, and reshapes around a
+Softmax. Integer outputs, such as a predicted label, are ignored. All float outputs must lead to the same logits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,53 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, ValueInfoProto, inliner, numpy_helper, shape_inference, version_converter
+from onnx import (
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    inliner,
+    numpy_helper,
+    shape_inference,
+    version_converter,
+)
 
+from holdfast.autodiff.folding import fold
+from holdfast.autodiff.writer import names_read
 from holdfast.errors import AutodiffError
 
 EMITTED_OPSET = 20  # the operator set the gradient rules are verified with; newer models keep theirs
-OLDEST_OPSET = 13  # before it, Softmax flattens and several axes are attributes
+OLDEST_OPSET = 7  # before it, broadcasting was an attribute; the converter is least tested there
 DEFAULT_DOMAINS = ("", "ai.onnx")
+# Operators without a rule of their own that the specification defines by others: written out before differentiation.
+EXPANDED = (
+    "Attention",
+    "CastLike",
+    "MeanVarianceNormalization",
+    "NegativeLogLikelihoodLoss",
+    "RotaryEmbedding",
+    "Shrink",
+    "ThresholdedRelu",
+)
+# shape arithmetic may need the result of shape arithmetic; each round knows more than the last
+MAX_FOLDING_ROUNDS = 8
+_KEEP_SHAPE = ("GroupNormalization",)  # operators that the package has no shape inference for
+_SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+LOGITS = "holdfast/logits"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Which end of a model a loss wants: the input of a final operator in `strips`, if there is one.
+
+    `classes`: one score per class, float32[batch, classes]; else predictions of any shape, batch axis first.
+    """
+
+    strips: tuple[str, ...]
+    classes: bool
+
+
+CLASSIFIER = Head(("Softmax", "LogSoftmax"), classes=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +85,8 @@ class DataInput:
 class ForwardGraph:
     """The part of a model that computes the logits, for one fixed batch size.
 
-    `nodes` are in topological order and all lead to `logits`; `initializers` holds the arrays they read.
+    `nodes` are in topological order and all lead to `logits`; `initializers` holds the arrays they read. `constants`
+    are the values among them, and computed ones, that are no parameters.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -54,6 +96,7 @@ class ForwardGraph:
     shapes: Mapping[str, tuple[int, ...]]
     element_types: Mapping[str, int]
     opset_imports: tuple[tuple[str, int], ...]
+    constants: Mapping[str, NDArray[np.generic]]
 
     @property
     def batch(self) -> int:
@@ -61,7 +104,8 @@ class ForwardGraph:
 
     @property
     def class_count(self) -> int:
-        return self.shapes[self.logits][1]
+        """Scores per sample; 1 for a prediction without further axes."""
+        return self.shapes[self.logits][1] if len(self.shapes[self.logits]) > 1 else 1
 
 
 def parse_model(model_bytes: bytes) -> onnx.ModelProto:
@@ -82,28 +126,31 @@ def parse_model(model_bytes: bytes) -> onnx.ModelProto:
     return model
 
 
-def read_forward(model: onnx.ModelProto, batch: int) -> ForwardGraph:
+def read_forward(model: onnx.ModelProto, batch: int, head: Head = CLASSIFIER) -> ForwardGraph:
     """Fix the batch size, infer every shape, find the logits, and keep only what leads to them.
 
     Args:
         model: as from `parse_model`; not modified.
         batch: samples per step, >= 1.
+        head: which end of the model is wanted.
 
     Raises: AutodiffError: naming the input, output or node that stands in the way.
     """
     if batch < 1:
         raise AutodiffError(f"batch must be 1 or more, got {batch}")
+    parameters = frozenset(tensor.name for tensor in model.graph.initializer if is_parameter(tensor))
     modern = _modernise(model)
     _fix_batch(modern, batch)
-    try:
-        inferred = shape_inference.infer_shapes(modern, check_type=True, strict_mode=True, data_prop=True)
-    except (shape_inference.InferenceError, ValueError) as error:
-        raise AutodiffError(f"shapes for batch {batch} can't be inferred: {_first_line(error)}") from error
+    inferred, constants = _inferred(modern, batch, parameters)
     shapes, element_types = _known_shapes(inferred.graph)
-    logits = _find_logits(inferred.graph, element_types)
+    logits = _find_logits(inferred.graph, element_types, shapes, head)
     nodes = _live_nodes(inferred.graph.node, logits)
+    if head.classes and (flat := _flat_scores(shapes.get(logits, ()))) is not None:
+        nodes, logits = _with_flat_scores(nodes, logits, flat, constants)
+        shapes[logits], element_types[logits] = flat, int(TensorProto.FLOAT)
     read = {name for node in nodes for name in names_read(node)}
     initializers = {t.name: array_of(t) for t in inferred.graph.initializer if t.name in read}
+    initializers.update({name: value for name, value in constants.items() if name in read})
     forward = ForwardGraph(
         nodes=nodes,
         initializers=initializers,
@@ -112,8 +159,9 @@ def read_forward(model: onnx.ModelProto, batch: int) -> ForwardGraph:
         shapes=shapes,
         element_types=element_types,
         opset_imports=tuple((o.domain, o.version) for o in inferred.opset_import),
+        constants=constants,
     )
-    _check_complete(forward, batch)
+    _check_complete(forward, batch, head)
     return forward
 
 
@@ -132,16 +180,6 @@ def array_of(tensor: TensorProto) -> NDArray[np.generic]:
     except (ValueError, TypeError) as error:
         shape = list(tensor.dims)
         raise AutodiffError(f"initializer {tensor.name!r} does not hold the data of shape {shape}") from error
-
-
-def names_read(node: NodeProto) -> set[str]:
-    """The values a node reads, those included that the bodies of If, Loop and Scan take from outside."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                names.update(names_read(inner))
-    return names
 
 
 def node_label(node: NodeProto) -> str:
@@ -168,6 +206,48 @@ def _modernise(model: onnx.ModelProto) -> onnx.ModelProto:
     if not names <= {tensor.name for tensor in converted.graph.initializer}:
         raise AutodiffError(f"converting to operator set {EMITTED_OPSET} lost a parameter; export the model with it")
     return converted
+
+
+def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the operators of EXPANDED written out. Their definitions may need the types of their inputs."""
+    if not any(node.op_type in EXPANDED and node.domain in DEFAULT_DOMAINS for node in model.graph.node):
+        return model
+    names = [(domain, name) for name in EXPANDED for domain in DEFAULT_DOMAINS]
+    typed = shape_inference.infer_shapes(model, data_prop=True)
+    made = inliner.inline_selected_functions(typed, names, exclude=False, inline_schema_functions=True)
+    del made.graph.value_info[:]
+    return made
+
+
+def _inferred(
+    model: onnx.ModelProto, batch: int, parameters: frozenset[str]
+) -> tuple[onnx.ModelProto, dict[str, NDArray[np.generic]]]:
+    """The model with every shape it can be given and its arithmetic of constants done, and the constants."""
+    known: dict[str, NDArray[np.generic]] = {}
+    for _ in range(MAX_FOLDING_ROUNDS):
+        try:
+            model = shape_inference.infer_shapes(_expanded(model), check_type=True, strict_mode=True, data_prop=True)
+        except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+            raise AutodiffError(f"shapes for batch {batch} can't be inferred: {_first_line(error)}") from error
+        shapes, _types = _known_shapes(model.graph)
+        left = len(model.graph.node)
+        known = fold(model, shapes, parameters)
+        if len(model.graph.node) == left and not _add_shapes(model.graph, shapes):
+            break
+    return model, known
+
+
+def _add_shapes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Declare shapes that the package's inference leaves out, in place; whether there were any."""
+    added = False
+    for node in graph.node:
+        if node.op_type in _KEEP_SHAPE and node.output[0] not in shapes and node.input[0] in shapes:
+            made = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, shapes[node.input[0]])
+            for value in [each for each in graph.value_info if each.name == made.name]:
+                graph.value_info.remove(value)
+            graph.value_info.append(made)
+            added = True
+    return added
 
 
 def _fix_batch(model: onnx.ModelProto, batch: int) -> None:
@@ -215,25 +295,54 @@ def _static_shape(value: ValueInfoProto) -> tuple[int, ...] | None:
     return tuple(dim.dim_value for dim in tensor.shape.dim)
 
 
-def _find_logits(graph: onnx.GraphProto, element_types: Mapping[str, int]) -> str:
+def _find_logits(
+    graph: onnx.GraphProto, element_types: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], head: Head
+) -> str:
     producers = {name: node for node in graph.node for name in node.output}
     floats = [v.name for v in graph.output if element_types.get(v.name) == TensorProto.FLOAT]
-    candidates = sorted({_before_softmax(name, producers) for name in floats})
+    candidates = sorted({_before_final(name, producers, shapes, head) for name in floats})
     if len(candidates) != 1:
         found = ", ".join(repr(name) for name in candidates) or "none"
         raise AutodiffError(f"training needs one float32 output, the logits; found {found}: keep that output alone")
     return candidates[0]
 
 
-def _before_softmax(name: str, producers: Mapping[str, NodeProto]) -> str:
-    node = producers.get(name)
-    while node is not None and node.op_type in ("Identity", "Softmax", "LogSoftmax"):
-        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
-        if node.op_type != "Identity" and axis not in (-1, 1):
+def _before_final(
+    name: str, producers: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]], head: Head
+) -> str:
+    """What feeds the final operators that the loss brings itself; the output itself if there are none."""
+    found, seen = name, name
+    while (node := producers.get(seen)) is not None:
+        if node.op_type in head.strips:
+            if node.op_type != "Sigmoid" and not _over_classes(node, shapes.get(seen, ())):
+                break
+            found = node.input[0]
+        elif node.op_type == "Identity" and found == seen:
+            found = node.input[0]
+        elif node.op_type != "Identity" and node.op_type not in _SAME_ELEMENTS:
             break
-        name = node.input[0]
-        node = producers.get(name)
-    return name
+        seen = node.input[0]
+    return found
+
+
+def _over_classes(node: NodeProto, shape: tuple[int, ...]) -> bool:
+    """Whether a Softmax runs over the classes: over the only axis, besides the batch, that is longer than 1."""
+    axis = next((a.i for a in node.attribute if a.name == "axis"), -1) % max(len(shape), 1)
+    return len(shape) > 1 and axis >= 1 and shape[axis] == math.prod(shape[1:])
+
+
+def _flat_scores(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """[batch, classes] for scores that carry axes of one besides (a map of 1x1); None if nothing is to be done."""
+    if len(shape) <= 2 or max(shape[1:]) != math.prod(shape[1:]):
+        return None
+    return shape[0], math.prod(shape[1:])
+
+
+def _with_flat_scores(
+    nodes: tuple[NodeProto, ...], logits: str, shape: tuple[int, int], constants: dict[str, NDArray[np.generic]]
+) -> tuple[tuple[NodeProto, ...], str]:
+    constants[f"{LOGITS}/shape"] = np.array(shape, dtype=np.int64)
+    return (*nodes, helper.make_node("Reshape", [logits, f"{LOGITS}/shape"], [LOGITS], name=LOGITS)), LOGITS
 
 
 def _live_nodes(nodes: Sequence[NodeProto], wanted: str) -> tuple[NodeProto, ...]:
@@ -256,13 +365,15 @@ def _data_inputs(graph: onnx.GraphProto, read: Collection[str]) -> tuple[DataInp
     )
 
 
-def _check_complete(forward: ForwardGraph, batch: int) -> None:
+def _check_complete(forward: ForwardGraph, batch: int, head: Head) -> None:
     for node in forward.nodes:
         missing = [name for name in node.output if name and name not in forward.shapes]
         if missing:
             raise AutodiffError(f"the shape of {missing[0]!r}, made by node {node_label(node)}, is not static")
     shape = forward.shapes.get(forward.logits, ())
-    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
+    if not shape or shape[0] != batch:
+        raise AutodiffError(f"the output {forward.logits!r} has shape {list(shape)}; its first axis must be the batch")
+    if head.classes and (len(shape) != 2 or shape[1] < 2):
         raise AutodiffError(
             f"the logits {forward.logits!r} have shape {list(shape)}; expected [{batch}, classes], 2 classes or more"
         )

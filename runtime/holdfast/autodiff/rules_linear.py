@@ -6,17 +6,13 @@ Source: for Y = A B, dA = dY B^T and dB = A^T dY (Giles 2008, "Collected matrix 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from holdfast.autodiff.rule import GradientRule, NodeView, reduce_to_shape
+from holdfast.autodiff.rule import GradientRule, NodeView, one_output, reduce_to_shape, reshaped
 from holdfast.autodiff.writer import GraphWriter
 
 
-def _gemm(view: NodeView, out: GraphWriter, gradients: Sequence[str | None]) -> list[str | None]:
+def _gemm(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     """Y = alpha op(A) op(B) + beta C, op = transpose where asked; C broadcasts to Y."""
-    dy = gradients[0]
-    if dy is None:
-        return [None] * len(view.inputs)
     a, b = view.inputs[0], view.inputs[1]
     trans_a, trans_b = view.integer("transA", 0), view.integer("transB", 0)
     alpha, beta = view.real("alpha", 1.0), view.real("beta", 1.0)
@@ -35,32 +31,29 @@ def _gemm(view: NodeView, out: GraphWriter, gradients: Sequence[str | None]) -> 
         dc = reduce_to_shape(out, dy, view.output_shape(), view.input_shape(2))
         if beta != 1.0:
             dc = out.node("Mul", [dc, out.scalar(beta)])
-    return [da, db, dc][: len(view.inputs)]
+    return [da, db, dc]
 
 
-def _matmul(view: NodeView, out: GraphWriter, gradients: Sequence[str | None]) -> list[str | None]:
+def _matmul(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     """numpy.matmul: rank-1 operands are promoted to matrices, leading axes broadcast."""
-    dy = gradients[0]
-    if dy is None:
-        return [None, None]
     shape_a, shape_b = view.input_shape(0), view.input_shape(1)
     if len(shape_b) == 2 and len(shape_a) >= 2:
         return _product_with_one_matrix(view, out, dy)
     full_a = (1, *shape_a) if len(shape_a) == 1 else shape_a
     full_b = (*shape_b, 1) if len(shape_b) == 1 else shape_b
     full_y = _batch_shape(full_a, full_b) + (full_a[-2], full_b[-1])
-    dy = _reshaped(out, dy, view.output_shape(), full_y)
+    dy = reshaped(out, dy, view.output_shape(), full_y)
     da = db = None
     if view.wants(0):
-        b = _swapped(out, _reshaped(out, view.inputs[1], shape_b, full_b), len(full_b))
+        b = _swapped(out, reshaped(out, view.inputs[1], shape_b, full_b), len(full_b))
         da = out.node("MatMul", [dy, b])
         da = reduce_to_shape(out, da, full_y[:-1] + full_a[-1:], full_a)
-        da = _reshaped(out, da, full_a, shape_a)
+        da = reshaped(out, da, full_a, shape_a)
     if view.wants(1):
-        a = _swapped(out, _reshaped(out, view.inputs[0], shape_a, full_a), len(full_a))
+        a = _swapped(out, reshaped(out, view.inputs[0], shape_a, full_a), len(full_a))
         db = out.node("MatMul", [a, dy])
         db = reduce_to_shape(out, db, full_y[:-2] + full_b[-2:], full_b)
-        db = _reshaped(out, db, full_b, shape_b)
+        db = reshaped(out, db, full_b, shape_b)
     return [da, db]
 
 
@@ -68,13 +61,13 @@ def _product_with_one_matrix(view: NodeView, out: GraphWriter, dy: str) -> list[
     """A of rank >= 2 times one matrix: all leading axes fold into rows, so each gradient is one Gemm."""
     shape_a, (inner, columns) = view.input_shape(0), view.input_shape(1)
     rows = math.prod(shape_a[:-1])
-    flat_dy = _reshaped(out, dy, view.output_shape(), (rows, columns))
+    flat_dy = reshaped(out, dy, view.output_shape(), (rows, columns))
     da = db = None
     if view.wants(0):
         da = out.node("Gemm", [flat_dy, view.inputs[1]], transB=1)
-        da = _reshaped(out, da, (rows, inner), shape_a)
+        da = reshaped(out, da, (rows, inner), shape_a)
     if view.wants(1):
-        flat_a = _reshaped(out, view.inputs[0], shape_a, (rows, inner))
+        flat_a = reshaped(out, view.inputs[0], shape_a, (rows, inner))
         db = out.node("Gemm", [flat_a, flat_dy], transA=1)
     return [da, db]
 
@@ -90,11 +83,7 @@ def _swapped(out: GraphWriter, value: str, rank: int) -> str:
     return out.node("Transpose", [value], perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
-def _reshaped(out: GraphWriter, value: str, shape: tuple[int, ...], target: tuple[int, ...]) -> str:
-    return value if shape == target else out.node("Reshape", [value, out.integers(*target)])
-
-
 RULES = (
-    GradientRule("Gemm", "dA = alpha dY op(B)^T, dB = alpha op(A)^T dY, dC = beta sum(dY)", _gemm),
-    GradientRule("MatMul", "dA = sum(dY B^T), dB = sum(A^T dY) over broadcast axes", _matmul),
+    GradientRule("Gemm", "dA = alpha dY op(B)^T, dB = alpha op(A)^T dY, dC = beta sum(dY)", one_output(_gemm)),
+    GradientRule("MatMul", "dA = sum(dY B^T), dB = sum(A^T dY) over broadcast axes", one_output(_matmul)),
 )

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from holdfast.autodiff.build import LABELS, LEARNING_RATE, LOSS, NEW, TrainingGraphs
+from holdfast.autodiff.build import LABELS, LOSS, TrainingGraphs
 from holdfast.autodiff.externalise import WEIGHTS_LOCATION, join_weights
 from holdfast.autodiff.reading import DataInput
+from holdfast.autodiff.update import LEARNING_RATE, NEW
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout, Floats
 

@@ -1,51 +1,20 @@
-"""The cases of the gradient rules: each a tiny classifier around one operator, with the names that are differentiated.
+"""All cases of the gradient rules, and those of matrix products and plain arithmetic.
 
-Shared by the script that makes the golden vectors (torch) and the tests (the product, onnx-ad). Every case has the
-input `x` of the given shape and ends in `logits` [batch, classes].
+Shared by the script that makes the golden vectors (torch) and the tests (the product, onnx-ad).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import numpy as np
-from onnx import NodeProto, helper
-from tests.fakes.models import classifier, he_mlp
+from tests.fakes.models import he_mlp
+from tests.vectors.autodiff.case import Case, node
+from tests.vectors.autodiff.cases_elementwise import ELEMENTWISE_CASES
+from tests.vectors.autodiff.cases_moving import MOVING_CASES
+from tests.vectors.autodiff.cases_normalisation import NORMALISATION_CASES
+from tests.vectors.autodiff.cases_recurrent import RECURRENT_CASES
+from tests.vectors.autodiff.cases_windows import WINDOW_CASES
 
-node = helper.make_node
-
-# Adding one number to all logits of a row changes nothing, so a stretched bias straight before them has gradient 0 and
-# relative errors mean nothing there; a matrix in between makes every gradient count.
 MIX = node("MatMul", ["y", "mix"], ["logits"])
-
-
-@dataclass(frozen=True)
-class Case:
-    """`labels` may hold -1. `tied` names parameters that several nodes read on purpose."""
-
-    name: str
-    nodes: tuple[NodeProto, ...]
-    weights: Mapping[str, tuple[int, ...]]
-    x: tuple[int, ...]
-    labels: tuple[int, ...]
-    tied: tuple[str, ...] = ()
-    fixed: Mapping[str, list[int]] = field(default_factory=dict)
-
-    def model(self) -> bytes:
-        weights: dict[str, np.ndarray] = dict(self.weight_values())
-        weights.update({name: np.array(values, np.int64) for name, values in self.fixed.items()})
-        return classifier(self.nodes, weights, inputs={"x": ("batch", *self.x[1:])})
-
-    def weight_values(self) -> dict[str, np.ndarray]:
-        rng = self._rng("weights")
-        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in self.weights.items()}
-
-    def input_values(self) -> np.ndarray:
-        return self._rng("x").standard_normal(self.x).astype(np.float32)
-
-    def _rng(self, what: str) -> np.random.Generator:
-        return np.random.default_rng(list(f"{self.name}/{what}".encode()))
 
 
 def _gemms() -> list[Case]:
@@ -129,7 +98,7 @@ def _others() -> list[Case]:
     same = (node("Gemm", ["x", "w"], ["h"]), node("Mul", ["h", "h"], ["logits"], name="op"))
     gemm = (node("Gemm", ["x", "w"], ["logits"]),)
     return [
-        Case("relu", relu, {"w": (3, 4)}, (5, 3), (0, 1, 2, 3, 1)),
+        Case("relu_of_gemm", relu, {"w": (3, 4)}, (5, 3), (0, 1, 2, 3, 1)),
         Case("reshape_identity_flatten", shaped, {"w": (2, 2)}, (3, 8), (0, 1, 7), fixed={"shape": [-1, 4, 2]}),
         Case("fan_out_accumulates", fan_out, {"w": (3, 4)}, (5, 3), (0, 1, 2, 3, 1)),
         Case("one_value_read_twice_by_one_node", same, {"w": (3, 4)}, (2, 3), (0, 3)),
@@ -138,7 +107,17 @@ def _others() -> list[Case]:
     ]
 
 
-OPERATOR_CASES = (*_gemms(), *_matmuls(), *_elementwise(), *_others())
+OPERATOR_CASES = (
+    *_gemms(),
+    *_matmuls(),
+    *_elementwise(),
+    *_others(),
+    *ELEMENTWISE_CASES,
+    *MOVING_CASES,
+    *NORMALISATION_CASES,
+    *RECURRENT_CASES,
+    *WINDOW_CASES,
+)
 MLP_SIZES = (12, 16, 16, 10)
 
 
