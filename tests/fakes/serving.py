@@ -11,8 +11,9 @@ import grpc
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.serving.protocols import RequestTap
-from holdfast.serving.server import Address, Server, ServerOptions
+from holdfast.serving.server import Address, Front, Server, ServerOptions
 
+FRONTS: tuple[Front, ...] = ("native", "grpcio")
 TIMEOUT_S = 20.0  # of a client's wait; generous, because nothing asserts it
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -27,11 +28,20 @@ def pool_of(models: Mapping[str, bytes]) -> ModelPool:
 
 @contextmanager
 def serving(
-    pool: ModelPool, *taps: RequestTap, max_message_bytes: int = 4 * 1024**2, max_connections: int = 64
+    pool: ModelPool,
+    *taps: RequestTap,
+    max_message_bytes: int = 4 * 1024**2,
+    max_connections: int = 64,
+    front: Front = "native",
+    memoise: bool = True,
 ) -> Iterator[Address]:
     """A server on a free port of loopback, stopped afterwards."""
     options = ServerOptions(
-        Address("127.0.0.1", 0), max_message_bytes=max_message_bytes, max_connections=max_connections
+        Address("127.0.0.1", 0),
+        max_message_bytes=max_message_bytes,
+        max_connections=max_connections,
+        front=front,
+        memoise=memoise,
     )
     server = Server(pool, taps, options)
     address = server.start()

@@ -72,7 +72,7 @@ class Routes:
             response = self._answer(method, path, headers, body, context)
         except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
             response = failure(error)
-        return self._finished(response, headers)
+        return self.finished(response, headers)
 
     def is_slow(self, method: str, path: str) -> bool:
         """Whether the answer may have to wait for a disk or a child process."""
@@ -115,7 +115,7 @@ class Routes:
             return HttpResponse(200, body.data)
         return HttpResponse(200, body.data, BINARY_TYPE, {"Inference-Header-Content-Length": str(body.header_length)})
 
-    def _finished(self, response: HttpResponse, headers: Mapping[str, str]) -> HttpResponse:
+    def finished(self, response: HttpResponse, headers: Mapping[str, str]) -> HttpResponse:
         """The answer with what every answer gets: the trace context, and the coding that the client asked for."""
         added = dict(trace_context(headers))
         body = response.body

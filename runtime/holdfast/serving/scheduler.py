@@ -306,7 +306,7 @@ class ModelScheduler:
         rows = [entry.rows for entry in entries]
         answers = self._predict(model, [entry.pending.request for entry in entries], rows, stop)
         queue_s = sum(start_s - entry.arrived_s for entry in entries)
-        self._count(model, sum(rows), queue_s, start_s, answers)
+        self._count(model, sum(map(_rows_of, entries)), queue_s, start_s, answers)
         return list(zip(entries, answers, strict=True))
 
     def _predict(
@@ -370,6 +370,11 @@ class ModelScheduler:
         if self._observer is not None:
             self._observer.on_refused(pending.request.model, pending.request.version, error.code)
         _give(pending, error)
+
+
+def _rows_of(entry: Entry) -> int:
+    """The client's rows: `entry.rows` where rows may be shared, else the first input's first dimension."""
+    return entry.rows or next((array.shape[0] for array in entry.pending.request.inputs.values() if array.ndim), 1)
 
 
 def _late() -> DeadlineError:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import UsageError
@@ -21,9 +22,14 @@ from holdfast.inference.pool import ModelPool
 from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure
 from holdfast.serving.control import Control, Offer
 from holdfast.serving.door import DoorLimits, GrpcioDoor
+from holdfast.serving.http1 import HttpLimits
+from holdfast.serving.native.backend import NativeOptions
+from holdfast.serving.native.front import Calls, Listener, NativeFront
+from holdfast.serving.native.tls import ServerTls, TlsFiles
 from holdfast.serving.protocols import ModelRepository, RequestTap
 from holdfast.serving.routes import Routes
 from holdfast.serving.rpc import Origin, RpcTable
+from holdfast.serving.scheduler import ModelScheduler
 from holdfast.serving.service import MAX_IN_FLIGHT, InferenceService
 from holdfast.serving.shared_memory import SharedMemory
 from holdfast.serving.statistics import Statistics
@@ -32,6 +38,8 @@ DEFAULT_PORT = 8080
 MAX_MESSAGE_BYTES = 64 * 1024**2  # 64 MiB: a batch of 100 images of 224 x 224 in float32, uncompressed
 STOP_DEADLINE_S = 10.0
 BACKLOG = 128
+
+Front = Literal["native", "grpcio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where to listen, and how much to take. Port 0 = one that is free."""
+    """Where to listen, and how much to take. Port 0 = one that is free.
+
+    front: "native" serves everything on one loop; "grpcio" is the fallback on other people's gRPC, without TLS.
+    memoise: of the native front: remember heads of messages; off, the same bytes go out, only later.
+    """
 
     listen: Address = Address("127.0.0.1", DEFAULT_PORT)
     insecure: bool = False
@@ -69,6 +81,9 @@ class ServerOptions:
     max_in_flight: int = MAX_IN_FLIGHT
     rules: AccessRules = OPEN
     admin_socket: Path | None = None
+    front: Front = "grpcio"
+    tls: TlsFiles | None = None
+    memoise: bool = True
 
 
 class Server:
@@ -95,6 +110,9 @@ class Server:
         self._routes = Routes(control, self._service)
         self._clock = clock
         self._doors: list[GrpcioDoor] = []
+        self._native: NativeFront | None = None
+        self._pool, self._statistics = pool, statistics
+        self._scheduler: ModelScheduler | None = None
 
     def start(self) -> Address:
         """Listen. Returns the address once requests to it are answered.
@@ -103,6 +121,9 @@ class Server:
             UsageError: the port is in use or not ours to take, or an open port off loopback was not asked for.
         """
         options = self._options
+        if options.tls is not None and options.front != "native":
+            raise UsageError("TLS is offered by the native front only; choose --front native")
+        tls = None if options.tls is None else ServerTls(options.tls)
         listener, is_loopback = _listen(options)
         host, port = listener.getsockname()[:2]
         limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
@@ -113,6 +134,11 @@ class Server:
             except UsageError:
                 listener.close()
                 raise
+        if options.front == "native":
+            self._start_native(
+                [Listener(at, of.is_admin, of.is_local, None if of.is_admin else tls) for at, of in listeners]
+            )
+            return Address(str(host), int(port))
         for opened, origin in listeners:
             door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
             self._doors.append(door)
@@ -121,6 +147,9 @@ class Server:
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Drain within `deadline_s`, then end what is left. Does nothing if not started."""
+        if self._native is not None:
+            self._stop_native(deadline_s)
+            return
         if not self._doors:
             return
         self._service.drain()
@@ -131,9 +160,35 @@ class Server:
             stop.start()
         for stop in stops:
             stop.join()
+        self._doors.clear()
+        self._remove_socket()
+
+    def _start_native(self, listeners: Sequence[Listener]) -> None:
+        options = self._options
+        bounds = NativeOptions(
+            max_message_bytes=options.max_message_bytes,
+            max_connections=options.max_connections,
+            max_in_flight=options.max_in_flight,
+            http1=HttpLimits(max_body_bytes=options.max_message_bytes),
+            memoise=options.memoise,
+        )
+        calls = Calls(self._table, self._routes, self._service, options.rules.are_open)
+        self._native = NativeFront(calls, self._clock, bounds)
+        self._scheduler = ModelScheduler(self._pool, self._clock, self._native.tick.post, observer=self._statistics)
+        self._native.start(listeners, self._scheduler)
+
+    def _stop_native(self, deadline_s: float) -> None:
+        assert self._native is not None
+        assert self._scheduler is not None
+        self._service.drain()
+        self._native.stop(deadline_s)
+        self._scheduler.close()
+        self._native = self._scheduler = None
+        self._remove_socket()
+
+    def _remove_socket(self) -> None:
         if self._options.admin_socket is not None:
             self._options.admin_socket.unlink(missing_ok=True)
-        self._doors.clear()
 
 
 def listen_privately(path: Path) -> socket.socket:
@@ -170,7 +225,9 @@ def _listen(options: ServerOptions) -> tuple[socket.socket, bool]:
     except (socket.gaierror, UnicodeError) as error:
         raise UsageError(f"cannot listen on {address}: unknown host name") from error
     is_loopback = ipaddress.ip_address(str(where[0]).split("%")[0]).is_loopback
-    check_exposure(options.rules, str(address), is_loopback=is_loopback, has_tls=False, insecure=options.insecure)
+    check_exposure(
+        options.rules, str(address), is_loopback=is_loopback, has_tls=options.tls is not None, insecure=options.insecure
+    )
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -90,6 +90,17 @@ class InferenceService:
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 
+    @property
+    def has_taps(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._taps)
+
+    def tell(
+        self, request: TensorRequest | None, answer: TensorResponse | HoldfastError | None, latency_s: float
+    ) -> None:
+        """Tell the taps of a request that a front scheduled by itself; `answer` is None if our own code failed."""
+        self._tell(_event(request, answer, latency_s))
+
     def _infer(self, decode: Callable[[], InferCall]) -> tuple[InferCall, TensorResponse]:
         start_s = self._clock.monotonic_s()
         call: InferCall | None = None

@@ -16,6 +16,8 @@ from tests.fakes import served_models as models
 from tests.fakes.serving import pool_of, serving
 from tritonclient.utils import InferenceServerException
 
+from holdfast.serving.server import Front
+
 WORDS = np.array([["weiß", "", "a\0b"], ["x", "y" * 300, "z"]], dtype=object)
 RNG = np.random.default_rng(5)
 CASES: dict[str, tuple[bytes, str, np.ndarray]] = {
@@ -34,8 +36,10 @@ CLIENTS = {"grpc": tritonclient.grpc, "http": tritonclient.http}
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving(pool_of({**{name: case[0] for name, case in CASES.items()}, "two": models.two_in_two_out()})) as at:
+def address(front: Front) -> Iterator[str]:
+    with serving(
+        pool_of({**{name: case[0] for name, case in CASES.items()}, "two": models.two_in_two_out()}), front=front
+    ) as at:
         yield str(at)
 
 

@@ -17,7 +17,7 @@ from tests.fakes.serving import call, exchange, http_infer, pool_of, serving, st
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
 from holdfast.serving.datatypes import datatype_of, to_raw
-from holdfast.serving.server import Address
+from holdfast.serving.server import Address, Front
 from holdfast.serving.status import STATUS_OF
 
 HTTP_OF = {grpc_name: http for _, grpc_name, http in reversed(STATUS_OF)}
@@ -31,8 +31,8 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[Address]:
-    with serving(pool_of(MODELS)) as at:
+def address(front: Front) -> Iterator[Address]:
+    with serving(pool_of(MODELS), front=front) as at:
         yield at
 
 

@@ -18,7 +18,7 @@ from tests.fakes import served_models as models
 from tests.fakes.serving import TIMEOUT_S, call, pool_of, serving
 from tritonclient.utils import InferenceServerException
 
-from holdfast.serving.server import Address
+from holdfast.serving.server import Address, Front
 
 X = np.array([[1, 2, 3, 4], [-4, -3, -2, -1]], dtype=np.float32)
 MODELS = {"double": models.scale(2.0), "two": models.two_in_two_out()}
@@ -26,8 +26,8 @@ CLIENTS = {"grpc": tritonclient.grpc, "http": tritonclient.http}
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving(pool_of(MODELS)) as at:
+def address(front: Front) -> Iterator[str]:
+    with serving(pool_of(MODELS), front=front) as at:
         yield str(at)
 
 

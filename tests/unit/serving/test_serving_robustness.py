@@ -18,7 +18,7 @@ from tests.fakes.serving import TIMEOUT_S, call, exchange, http_infer, pool_of, 
 
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
-from holdfast.serving.server import Address
+from holdfast.serving.server import Address, Front
 
 ONE = np.ones((1, 4), dtype=np.float32)
 JSON_ONE = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}).encode()
@@ -27,8 +27,10 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[Address]:
-    with serving(pool_of({"m": models.scale(2.0), "g": models.gather()}), max_message_bytes=MAX_BYTES) as at:
+def address(front: Front) -> Iterator[Address]:
+    with serving(
+        pool_of({"m": models.scale(2.0), "g": models.gather()}), max_message_bytes=MAX_BYTES, front=front
+    ) as at:
         yield at
 
 
@@ -204,8 +206,8 @@ def test_chunked_body_is_read(address: Address) -> None:
     assert status_of(answer) == 200
 
 
-def test_connections_above_the_bound_are_refused() -> None:
-    with serving(pool_of({"m": models.scale(2.0)}), max_connections=2) as address:
+def test_connections_above_the_bound_are_refused(front: Front) -> None:
+    with serving(pool_of({"m": models.scale(2.0)}), max_connections=2, front=front) as address:
         held = [socket.create_connection((address.host, address.port), timeout=TIMEOUT_S) for _ in range(2)]
         for connection in held:
             connection.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")

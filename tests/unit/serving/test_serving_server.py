@@ -6,8 +6,8 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,13 +15,13 @@ import pytest
 from tests.fakes import served_models as models
 from tests.fakes.serving import TIMEOUT_S, call, exchange, http_infer, pool_of, serving, status_of
 
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import UsageError
 from holdfast.inference.pool import ModelPool
-from holdfast.inference.session import ModelSource, load_session
-from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.inference.session import ModelSession, ModelSource, load_session
+from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
 from holdfast.serving.protocols import OK, TapEvent
-from holdfast.serving.server import Address, Server, ServerOptions
+from holdfast.serving.server import Address, Front, Server, ServerOptions
 
 ONE = np.ones((1, 4), dtype=np.float32)
 JSON_ONE = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}).encode()
@@ -37,24 +37,24 @@ class Notes:
         self.events.append(event)
 
 
-def test_port_in_use_is_named() -> None:
-    with serving(ModelPool()) as address:
-        second = Server(ModelPool(), options=ServerOptions(address))
+def test_port_in_use_is_named(front: Front) -> None:
+    with serving(ModelPool(), front=front) as address:
+        second = Server(ModelPool(), options=ServerOptions(address, front=front))
 
         with pytest.raises(UsageError, match=rf"port {address.port} on 127\.0\.0\.1 is in use"):
             second.start()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_open_port_off_loopback_needs_a_word(host: str) -> None:
-    server = Server(ModelPool(), options=ServerOptions(Address(host, 0)))
+def test_open_port_off_loopback_needs_a_word(front: Front, host: str) -> None:
+    server = Server(ModelPool(), options=ServerOptions(Address(host, 0), front=front))
 
     with pytest.raises(UsageError, match="add --insecure"):
         server.start()
 
 
-def test_insecure_allows_an_open_port() -> None:
-    server = Server(ModelPool(), options=ServerOptions(Address("0.0.0.0", 0), insecure=True))
+def test_insecure_allows_an_open_port(front: Front) -> None:
+    server = Server(ModelPool(), options=ServerOptions(Address("0.0.0.0", 0), insecure=True, front=front))
 
     address = server.start()
 
@@ -73,10 +73,10 @@ def test_address_round_trips() -> None:
         assert str(Address.parse(text)) == text
 
 
-def test_tap_is_told_of_every_outcome() -> None:
+def test_tap_is_told_of_every_outcome(front: Front) -> None:
     notes = Notes()
 
-    with serving(pool_of({"m": models.scale(2.0)}), notes) as address:
+    with serving(pool_of({"m": models.scale(2.0)}), notes, front=front) as address:
         exchange(address, http_infer("m", JSON_ONE))
         exchange(address, http_infer("absent", JSON_ONE))
         exchange(address, http_infer("m", b"{"))
@@ -95,24 +95,24 @@ def test_tap_is_told_of_every_outcome() -> None:
     assert last.outputs["y"].tolist() == [[2, 2, 2, 2]]
 
 
-def test_failing_tap_does_not_fail_the_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_tap_does_not_fail_the_request(front: Front, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def on_response(self, event: TapEvent) -> None:
             raise RuntimeError("tap bug")
 
-    with serving(pool_of({"m": models.scale(2.0)}), Broken()) as address:
+    with serving(pool_of({"m": models.scale(2.0)}), Broken(), front=front) as address:
         assert status_of(exchange(address, http_infer("m", JSON_ONE))) == 200
 
     assert "tap failed" in caplog.text
 
 
 def test_unknown_error_shows_an_id_and_no_details(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    front: Front, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = pool_of({"m": models.scale(2.0)})
-    monkeypatch.setattr(pool, "predict_batch", lambda requests: 1 / 0)
+    monkeypatch.setattr(ModelSession, "run_checked", lambda *arguments: 1 / 0)
 
-    with serving(pool) as address:
+    with serving(pool, front=front) as address:
         answer = exchange(address, http_infer("m", JSON_ONE))
         with pytest.raises(grpc.RpcError) as refused:
             call(address, oip.encode_request(TensorRequest("m", "", "", {"x": ONE})))
@@ -124,7 +124,7 @@ def test_unknown_error_shows_an_id_and_no_details(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_swap_under_load_fails_no_request() -> None:
+def test_swap_under_load_fails_no_request(front: Front) -> None:
     pool = pool_of({"m": models.scale(1.0)})
     sessions = [load_session(ModelSource(models.scale(float(factor)))) for factor in (1, 2)]
     done = threading.Event()
@@ -155,7 +155,7 @@ def test_swap_under_load_fails_no_request() -> None:
                 wrong.append(top)
             answers["http"] += 1
 
-    with serving(pool) as address:
+    with serving(pool, front=front) as address:
         threads = [threading.Thread(target=ask, args=(address,)) for ask in (ask_grpc, ask_http, ask_grpc, ask_http)]
         for thread in threads:
             thread.start()
@@ -172,20 +172,12 @@ def test_swap_under_load_fails_no_request() -> None:
     assert min(answers.values()) >= 100
 
 
-def test_stop_lets_running_requests_end_and_says_not_ready() -> None:
-    pool = pool_of({"m": models.scale(2.0)})
-    arrived, go_on = threading.Semaphore(0), threading.Event()
-    predict = pool.predict_batch
-
-    def slow(requests: Sequence[TensorRequest]) -> list[TensorResponse | HoldfastError]:
-        arrived.release()
-        assert go_on.wait(TIMEOUT_S)
-        return predict(requests)
-
-    pool.predict_batch = slow  # type: ignore[method-assign]  # a model that takes as long as the test wants
-    server = Server(pool, options=ServerOptions(Address("127.0.0.1", 0)))
+def test_stop_lets_running_requests_end_and_says_not_ready(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of({"m": models.scale(2.0), "n": models.scale(2.0)})
+    arrived, go_on = held(monkeypatch)
+    server = Server(pool, options=ServerOptions(Address("127.0.0.1", 0), front=front))
     address = server.start()
-    grpc_request = oip.encode_request(TensorRequest("m", "", "", {"x": ONE}))
+    grpc_request = oip.encode_request(TensorRequest("n", "", "", {"x": ONE}))
 
     with ThreadPoolExecutor() as threads:
         by_http = threads.submit(exchange, address, http_infer("m", JSON_ONE))
@@ -204,18 +196,10 @@ def test_stop_lets_running_requests_end_and_says_not_ready() -> None:
     server.stop()  # a second time does nothing
 
 
-def test_requests_beyond_the_bound_are_refused_at_the_door() -> None:
+def test_requests_beyond_the_bound_are_refused_at_the_door(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pool_of({"m": models.scale(2.0)})
-    arrived, go_on = threading.Semaphore(0), threading.Event()
-    predict = pool.predict_batch
-
-    def slow(requests: Sequence[TensorRequest]) -> list[TensorResponse | HoldfastError]:
-        arrived.release()
-        assert go_on.wait(TIMEOUT_S)
-        return predict(requests)
-
-    pool.predict_batch = slow  # type: ignore[method-assign]  # a model that takes as long as the test wants
-    server = Server(pool, options=ServerOptions(Address("127.0.0.1", 0), max_in_flight=1))
+    arrived, go_on = held(monkeypatch)
+    server = Server(pool, options=ServerOptions(Address("127.0.0.1", 0), max_in_flight=1, front=front))
     address = server.start()
 
     with ThreadPoolExecutor() as threads:
@@ -230,6 +214,20 @@ def test_requests_beyond_the_bound_are_refused_at_the_door() -> None:
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert status_of(first.result()) == 200
     server.stop()
+
+
+def held(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Semaphore, threading.Event]:
+    """Models take as long as the test wants: told when one runs, they go on when the event is set."""
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+    run = ModelSession.run_checked
+
+    def slow(*arguments: Any) -> Any:
+        arrived.release()
+        assert go_on.wait(TIMEOUT_S)
+        return run(*arguments)
+
+    monkeypatch.setattr(ModelSession, "run_checked", slow)
+    return arrived, go_on
 
 
 def _accepts(address: Address) -> bool:

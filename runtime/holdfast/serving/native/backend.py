@@ -1,0 +1,87 @@
+"""What every connection of the native front shares: the calls, the queue to the scheduler, and the bounds."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from holdfast.clock import Clock
+from holdfast.errors import OverloadedError
+from holdfast.serving.http1 import HttpLimits
+from holdfast.serving.http2.limits import Http2Limits
+from holdfast.serving.native.budget import Budget
+from holdfast.serving.native.codec import InferCodec
+from holdfast.serving.native.tick import Tick
+from holdfast.serving.routes import Routes
+from holdfast.serving.rpc import RpcTable
+from holdfast.serving.service import InferenceService
+
+
+@dataclass(frozen=True, slots=True)
+class NativeOptions:
+    """Bounds of the front. `memoise` only saves work; `large_bytes` is for all messages above a stream's window."""
+
+    max_message_bytes: int = 64 * 1024**2
+    max_connections: int = 512
+    max_in_flight: int = 1_024
+    max_long_calls: int = 64  # streams and watches open at once
+    large_bytes: int = 256 * 1024**2
+    http2: Http2Limits = field(default_factory=Http2Limits)
+    http1: HttpLimits = field(default_factory=HttpLimits)
+    first_bytes_timeout_s: float = 10.0
+    frame_timeout_s: float = 10.0  # for the rest of a frame or header block
+    body_timeout_s: float = 60.0  # for the rest of a request
+    stalled_timeout_s: float = 60.0  # for a peer that takes nothing of its answers
+    idle_timeout_s: float = 600.0  # between HTTP/2 requests
+    memoise: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """What is known of a peer before it says anything."""
+
+    peer: str = ""
+    is_admin: bool = False
+    is_local: bool = True
+    spiffe_id: str = ""
+
+
+class Gate:
+    """Counts what is under way, against a bound. On the loop's thread."""
+
+    __slots__ = ("_what", "count", "limit")
+
+    def __init__(self, limit: int, what: str) -> None:
+        self.count = 0
+        self.limit = limit
+        self._what = what
+
+    def enter(self) -> None:
+        """One more.
+
+        Raises:
+            OverloadedError: it would be too many.
+        """
+        if self.count >= self.limit:
+            raise OverloadedError(f"too many {self._what} at once; try again in a moment")
+        self.count += 1
+
+    def leave(self) -> None:
+        self.count -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Handed to every connection. `codec` is None where each request must be asked for its rights."""
+
+    rpc: RpcTable
+    routes: Routes
+    service: InferenceService
+    clock: Clock
+    tick: Tick
+    budget: Budget
+    executor: Executor
+    options: NativeOptions
+    in_flight: Gate
+    long_calls: Gate
+    codec: InferCodec | None = None

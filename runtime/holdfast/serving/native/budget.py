@@ -1,0 +1,61 @@
+"""Memory for large messages, shared by all connections of a server: who wants more than a stream's window waits here.
+
+Rules: first come, first served; what is reserved is given back exactly once; a reservation that could never be kept is
+cut to the whole. Why not larger windows instead: a window is a promise to every stream of every connection at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class Reservation:
+    """A part of the budget, wanted or held."""
+
+    __slots__ = ("_budget", "_granted", "is_held", "size")
+
+    def __init__(self, budget: Budget, size: int, granted: Callable[[], None]) -> None:
+        self._budget = budget
+        self._granted = granted
+        self.size = size
+        self.is_held = False
+
+    def release(self) -> None:
+        """Give it back, or stop waiting for it. A second time does nothing."""
+        self._budget._release(self)
+
+    def _hold(self) -> None:
+        self.is_held = True
+        self._granted()
+
+
+class Budget:
+    """Octets. On the loop's thread only."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.left = size
+        self._waiting: deque[Reservation] = deque()
+
+    def reserve(self, size: int, granted: Callable[[], None]) -> Reservation:
+        """Ask for `size` octets; `granted` is called when they are there, maybe at once."""
+        reservation = Reservation(self, min(size, self._size), granted)
+        self._waiting.append(reservation)
+        self._serve()
+        return reservation
+
+    def _serve(self) -> None:
+        while self._waiting and self._waiting[0].size <= self.left:
+            reservation = self._waiting.popleft()
+            self.left -= reservation.size
+            reservation._hold()
+
+    def _release(self, reservation: Reservation) -> None:
+        if reservation.is_held:
+            reservation.is_held = False
+            self.left += reservation.size
+            reservation.size = 0
+        elif reservation in self._waiting:
+            self._waiting.remove(reservation)
+        self._serve()

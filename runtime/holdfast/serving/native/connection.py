@@ -1,0 +1,125 @@
+"""One accepted connection: told apart by its first bytes, then handed to the machine of its protocol.
+
+Rules: all on the loop's thread; a peer that is silent, slow, or takes nothing of its answers is closed by `check`,
+which the front calls about once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+
+from holdfast.serving.http2.frames import PREFACE
+from holdfast.serving.native.backend import Backend, PeerFacts
+from holdfast.serving.native.http1_peer import Http1Peer
+from holdfast.serving.native.http2_peer import Http2Peer
+from holdfast.serving.native.tls import spiffe_id_of
+
+logger = logging.getLogger(__name__)
+
+WRITE_BUFFER_BYTES = 1_048_576  # above it no more DATA is framed until the kernel has taken some
+
+
+class NativeConnection(asyncio.Protocol):
+    """The transport's side of a peer."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, backend: Backend, facts: PeerFacts, ended: Callable[[NativeConnection], None]) -> None:
+        self._backend = backend
+        self._facts = facts
+        self._ended = ended
+        self._first = b""
+        self._peer: Http1Peer | Http2Peer | None = None
+        self._begun_s = backend.clock.monotonic_s()
+        self._paused_s: float | None = None
+        self._is_closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        tls = transport.get_extra_info("ssl_object")
+        if isinstance(tls, ssl.SSLObject):
+            facts = self._facts
+            self._facts = PeerFacts(facts.peer, facts.is_admin, facts.is_local, spiffe_id_of(tls.getpeercert()))
+
+    def data_received(self, data: bytes) -> None:
+        if self._peer is None:
+            self._first += data
+            if len(self._first) < len(PREFACE) and PREFACE.startswith(self._first):
+                return
+            data, self._first = self._first, b""
+            self._peer = self._peer_for(data)
+        if not self._is_closing:
+            self._peer.receive(data)
+
+    def eof_received(self) -> bool:
+        if self._peer is None:
+            return False
+        waits = self._peer.eof()
+        # a TLS connection cannot stay half open
+        return waits and self.transport.get_extra_info("ssl_object") is None
+
+    def pause_writing(self) -> None:
+        self._paused_s = self._backend.clock.monotonic_s()
+        if self._peer is not None:
+            self._peer.pause()
+
+    def resume_writing(self) -> None:
+        self._paused_s = None
+        if self._peer is not None:
+            self._peer.resume()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_closing = True
+        if self._peer is not None:
+            self._peer.lost()
+        self._ended(self)
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep until it can be sent."""
+        if not self._is_closing:
+            self.transport.write(data)
+
+    def close(self) -> None:
+        """Close when everything is sent; what the peer still sends is not looked at."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._paused_s = self._backend.clock.monotonic_s()  # from here the stalled timeout counts
+            self.transport.close()
+
+    def pause_reading(self) -> None:
+        """Read no more for now."""
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self._is_closing:
+            self.transport.resume_reading()
+
+    def drain(self) -> None:
+        """End after what is under way."""
+        if self._peer is None:
+            self.close()
+        else:
+            self._peer.drain()
+
+    def check(self, now_s: float) -> None:
+        """Close if the peer took too long."""
+        options = self._backend.options
+        if self._paused_s is not None and now_s - self._paused_s > options.stalled_timeout_s:
+            overdue = True
+        elif self._peer is None:
+            overdue = now_s - self._begun_s > options.first_bytes_timeout_s
+        else:
+            overdue = not self._is_closing and self._peer.is_overdue(now_s)
+        if overdue:
+            self.transport.abort()
+
+    def _peer_for(self, first: bytes) -> Http1Peer | Http2Peer:
+        if first.startswith(PREFACE):
+            return Http2Peer(self._backend, self, self._facts, self._begun_s)
+        return Http1Peer(self._backend, self, self._facts, self._begun_s)

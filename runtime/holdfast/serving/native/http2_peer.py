@@ -1,0 +1,344 @@
+"""One HTTP/2 connection of the front: gRPC calls and HTTP requests over its streams.
+
+Rules: a stream's fault is answered on that stream; whatever a call raises leaves through `status.py`. This is one of
+the three doors where unknown errors are caught (the rpc edge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from holdfast.errors import OverloadedError
+from holdfast.inference.tensors import TensorResponse
+from holdfast.serving import grpc_wire
+from holdfast.serving.grpc_wire import GrpcFault, framed_prefix, is_grpc, status_trailers, timeout_s, unary_message
+from holdfast.serving.http1 import HttpError
+from holdfast.serving.http2.connection import Http2Connection
+from holdfast.serving.http2.hpack import encode
+from holdfast.serving.http2.stream import Kind, Stream
+from holdfast.serving.native.backend import Backend, PeerFacts
+from holdfast.serving.native.gather import Gather, Owner
+from holdfast.serving.native.http_exchange import HttpExchange, context_of
+from holdfast.serving.native.infer import Inference
+from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
+from holdfast.serving.oip_json import error_body
+from holdfast.serving.parameters import InferCall
+from holdfast.serving.routes import HttpResponse
+from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, trace_context
+from holdfast.serving.status import status_of
+
+CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
+
+
+class Link(Protocol):
+    """The transport, as far as a peer needs it."""
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep until it can be sent."""
+
+    def close(self) -> None:
+        """Close when everything is sent."""
+
+
+class Http2Peer:
+    """Events of one machine, into calls; their answers, into the machine."""
+
+    def __init__(self, backend: Backend, link: Link, facts: PeerFacts, now_s: float) -> None:
+        self._backend = backend
+        self._link = link
+        self._facts = facts
+        self._machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
+        self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
+        self._headed: set[int] = set()  # streams of long calls whose head was sent
+        self._seen_s = self._sent_s = self._framed_s = now_s
+        self._is_draining = False
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the peer."""
+        now_s = self._seen_s = self._backend.clock.monotonic_s()
+        machine = self._machine
+        for kind, stream, piece in machine.receive(data, now_s):
+            if kind is Kind.WHOLE and stream.head.path == MODEL_INFER and self._is_plain_call(stream):
+                self._infer(stream, piece)
+            else:
+                self._on_event(kind, stream, piece)
+        if not machine.is_mid_frame:
+            self._framed_s = now_s
+        if machine.is_ended:
+            self.lost()
+        self._backend.tick.touch(self)
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        machine = self._machine
+        while data := machine.take():
+            self._link.write(data)
+            self._sent_s = self._seen_s
+        if machine.is_ended or (machine.is_drained and not machine.unsent_bytes):
+            self._link.close()
+
+    def pause(self) -> None:
+        self._machine.pause()
+
+    def resume(self) -> None:
+        self._machine.resume()
+        self._backend.tick.touch(self)
+
+    def drain(self) -> None:
+        """Take no more requests once the peer knows; close after the last answer."""
+        self._is_draining = True
+        self._machine.drain()
+        for stream_id in self._headed.copy():  # watches have no last answer of their own
+            stream = self._machine.streams.get(stream_id)
+            owner = self._owners.get(stream_id)
+            if stream is not None and isinstance(owner, WatchExchange):
+                self._drop(stream)
+                self.close_call(stream, None)
+        self._backend.tick.touch(self)
+
+    def eof(self) -> bool:
+        """The peer sends no more. Whether it still waits for answers."""
+        return bool(self._machine.streams)
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        owners, self._owners = self._owners, {}
+        for owner in owners.values():
+            owner.dropped()
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether the peer took too long for anything; the connection is then closed."""
+        options, machine = self._backend.options, self._machine
+        if machine.is_mid_frame and now_s - self._framed_s > options.frame_timeout_s:
+            return True
+        if machine.unsent_bytes and now_s - self._sent_s > options.stalled_timeout_s:
+            return True
+        for stream_id, owner in list(self._owners.items()):
+            if owner.begun_s is not None and now_s - owner.begun_s > options.body_timeout_s:
+                self._fail(
+                    machine.streams.get(stream_id), GrpcFault("DEADLINE_EXCEEDED", "the request came too slowly")
+                )
+        if machine.streams:
+            return False
+        if self._is_draining:
+            machine.close_for_new()  # the peer had a whole sweep to answer
+            self._backend.tick.touch(self)
+        elif now_s - self._seen_s > options.idle_timeout_s:
+            self.drain()
+        return False
+
+    # Requests.
+
+    def _on_event(self, kind: Kind, stream: Stream, piece: bytes | memoryview) -> None:
+        try:
+            if kind is Kind.BEGUN:
+                self._begin(stream)
+            elif kind is Kind.WHOLE:
+                owner = self._begin(stream)
+                if owner is not None:
+                    if len(piece):
+                        owner.data(piece)
+                    self._end(stream, owner)
+            else:
+                owner = self._owners.get(stream.id)
+                if owner is None:
+                    return
+                if kind is Kind.DATA:
+                    owner.data(piece)
+                elif kind is Kind.ENDED:
+                    self._end(stream, owner)
+                else:
+                    self._drop(stream)
+        except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
+            self._fail(stream, error)
+
+    def _begin(self, stream: Stream) -> Owner | None:
+        options, now_s = self._backend.options, self._seen_s
+        if self._machine.unsent_bytes > options.http2.max_unsent_bytes:
+            raise OverloadedError("answers to this connection are not taken; read them first")
+        if not is_grpc(stream.head.headers.get("content-type")):
+            owner: Owner = Gather(
+                self._machine, stream, self._backend.budget, options.max_message_bytes,
+                lambda body: self._http(stream, bytes(body)), is_grpc=False, now_s=now_s,
+            )  # fmt: skip
+        else:
+            owner = self._begin_call(stream)
+        self._owners[stream.id] = owner
+        return owner
+
+    def _begin_call(self, stream: Stream) -> Owner:
+        if stream.head.method != "POST":
+            raise GrpcFault("UNIMPLEMENTED", "a gRPC call is a POST")
+        call = self._backend.rpc.find(stream.head.path)
+        if call is None:
+            raise GrpcFault("UNIMPLEMENTED", "Method not found!")
+        context = context_of(self._facts, stream.head.headers, self._deadline_s(stream.head.headers))
+        if isinstance(call, StreamCall):
+            return StreamExchange(self._backend, self, self._machine, stream, call, context)
+        if not isinstance(call, UnaryCall):
+            return WatchExchange(self._backend, self, self._machine, stream, call, context)
+
+        def finish(body: bytes | bytearray) -> None:
+            if stream.head.path == MODEL_INFER:
+                self._infer(stream, body)
+            else:
+                self._unary(stream, call, body)
+
+        return Gather(
+            self._machine, stream, self._backend.budget, self._backend.options.max_message_bytes, finish,
+            is_grpc=True, now_s=self._seen_s,
+        )  # fmt: skip
+
+    def _end(self, stream: Stream, owner: Owner) -> None:
+        if isinstance(owner, Gather):
+            del self._owners[stream.id]
+        owner.ended()
+
+    def _drop(self, stream: Stream) -> None:
+        owner = self._owners.pop(stream.id, None)
+        self._headed.discard(stream.id)
+        if owner is not None:
+            owner.dropped()
+
+    # gRPC.
+
+    def _is_plain_call(self, stream: Stream) -> bool:
+        unsent = self._machine.unsent_bytes
+        return (
+            stream.head.headers.get("content-type") == grpc_wire.CONTENT_TYPE
+            and stream.head.method == "POST"
+            and unsent <= self._backend.options.http2.max_unsent_bytes
+        )
+
+    def _infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
+        backend, headers = self._backend, stream.head.headers
+
+        def decode() -> InferCall:
+            message = unary_message(body, headers.get("grpc-encoding"), backend.options.max_message_bytes)
+            if backend.codec is not None:
+                call = backend.codec.decode(message)
+                if call is not None:
+                    return call
+            return backend.rpc.decode_infer(bytes(message), context_of(self._facts, headers, deadline_s))
+
+        def answered(call: InferCall, response: TensorResponse) -> None:
+            self._answer_infer(stream, call, response)
+
+        def refused(error: BaseException) -> None:
+            self._fail(stream, error)
+
+        try:
+            deadline_s = self._deadline_s(headers)
+        except GrpcFault as fault:
+            self._fail(stream, fault)
+            return
+        Inference(backend, answered, refused).start(decode, deadline_s)
+
+    def _answer_infer(self, stream: Stream, call: InferCall, response: TensorResponse) -> None:
+        backend = self._backend
+        try:
+            message = None if backend.codec is None else backend.codec.encode(call.form, response)
+            if message is None:
+                message = backend.rpc.encode_infer(call, response)
+        except Exception as error:  # noqa: BLE001  # the rpc edge
+            self._fail(stream, error)
+            return
+        self._answer(stream, message)
+
+    def _unary(self, stream: Stream, call: UnaryCall, body: bytes | bytearray) -> None:
+        headers = stream.head.headers
+        message = bytes(unary_message(body, headers.get("grpc-encoding"), self._backend.options.max_message_bytes))
+        context = context_of(self._facts, headers, self._deadline_s(headers))
+        if not call.is_slow:
+            self._answer(stream, call.answer(message, context))
+            return
+
+        def elsewhere() -> None:
+            try:
+                answer = call.answer(message, context)
+            except Exception as error:  # noqa: BLE001  # the rpc edge, on the loop's thread
+                fault = error
+                self._backend.tick.post(lambda: self._fail(stream, fault))
+            else:
+                self._backend.tick.post(lambda: self._answer(stream, answer))
+
+        self._backend.executor.submit(elsewhere)
+
+    def _answer(self, stream: Stream, message: bytes) -> None:
+        headers = stream.head.headers
+        trailers = grpc_wire.OK_TRAILERS
+        if TRACEPARENT in headers:
+            trailers += encode(trace_context(headers))
+        self._machine.answer(stream, grpc_wire.HEAD, framed_prefix(len(message)), message, trailers)
+        self._backend.tick.touch(self)
+
+    def send_message(self, stream: Stream, message: bytes) -> None:
+        """One message of a long call."""
+        if stream.id not in self._headed:
+            self._headed.add(stream.id)
+            self._machine.send_headers(stream, grpc_wire.HEAD, end=False)
+        self._machine.send_data(stream, framed_prefix(len(message)) + message)
+        self._backend.tick.touch(self)
+
+    def close_call(self, stream: Stream, error: BaseException | None) -> None:
+        """The status that ends a long call."""
+        self._owners.pop(stream.id, None)
+        if error is not None:
+            self._fail(stream, error)
+            return
+        alone = stream.id not in self._headed
+        self._headed.discard(stream.id)
+        self._machine.send_headers(stream, status_trailers("OK", "", {}, alone=alone), end=True)
+        self._backend.tick.touch(self)
+
+    def _deadline_s(self, headers: Mapping[str, str]) -> float | None:
+        text = headers.get("grpc-timeout")
+        return None if text is None else self._seen_s + timeout_s(text)
+
+    def _fail(self, stream: Stream | None, error: BaseException) -> None:
+        """Answer a stream with what went wrong."""
+        if stream is None:
+            return
+        headed = stream.id in self._headed
+        self._drop(stream)
+        self._backend.tick.touch(self)
+        if not is_grpc(stream.head.headers.get("content-type")):
+            self._respond(stream, _http_failure(error))
+            return
+        if isinstance(error, GrpcFault):
+            trailers = status_trailers(error.status, str(error), {}, alone=not headed)
+        else:
+            status = status_of(error)
+            trailers = status_trailers(status.grpc, status.text, {CODE_KEY: status.code}, alone=not headed)
+        self._machine.send_headers(stream, trailers, end=True)
+
+    # HTTP over HTTP/2.
+
+    def _http(self, stream: Stream, body: bytes) -> None:
+        head = stream.head
+        path = head.path.split("?", 1)[0]
+        exchange = HttpExchange(
+            self._backend, self._facts, head.method, path, head.headers, lambda answer: self._respond(stream, answer)
+        )
+        exchange.start(body)
+
+    def _respond(self, stream: Stream, response: HttpResponse) -> None:
+        fields = [(":status", str(response.status)), ("content-length", str(len(response.body)))]
+        if response.body:
+            fields.append(("content-type", response.content_type))
+        fields += [(name.lower(), value) for name, value in response.headers.items()]
+        is_head = stream.head.method == "HEAD" or not response.body
+        self._machine.send_headers(stream, encode(fields), end=is_head)
+        if not is_head:
+            self._machine.send_data(stream, response.body, end=True)
+        self._backend.tick.touch(self)
+
+
+def _http_failure(error: BaseException) -> HttpResponse:
+    if isinstance(error, HttpError):
+        return HttpResponse(error.status, error_body(str(error)))
+    if isinstance(error, GrpcFault):
+        return HttpResponse(408, error_body(str(error)))
+    status = status_of(error)
+    return HttpResponse(status.http, error_body(status.text), headers={"Holdfast-Code": status.code})

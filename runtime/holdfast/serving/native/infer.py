@@ -1,0 +1,71 @@
+"""One inference request on its way through the scheduler, whichever protocol it came by.
+
+Rules: it counts as in flight from the door to its answer; the taps are told of every outcome, also of refusals;
+an answer to a peer that left is dropped by its connection, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.errors import HoldfastError
+from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.serving.native.backend import Backend
+from holdfast.serving.parameters import InferCall
+from holdfast.serving.protocols import Pending
+
+Answered = Callable[[InferCall, TensorResponse], None]
+Refused = Callable[[BaseException], None]
+
+
+class Inference:
+    """Decodes, queues, and hands the answer on. One of `answered` and `refused` is called, once."""
+
+    __slots__ = ("_answered", "_backend", "_call", "_refused", "_start_s")
+
+    def __init__(self, backend: Backend, answered: Answered, refused: Refused) -> None:
+        self._backend = backend
+        self._answered = answered
+        self._refused = refused
+        self._call: InferCall | None = None
+        self._start_s = backend.clock.monotonic_s()
+
+    def start(self, decode: Callable[[], InferCall], deadline_s: float | None) -> None:
+        """Take the request in, if there is room and it is one."""
+        backend = self._backend
+        try:
+            backend.in_flight.enter()
+        except HoldfastError as error:
+            self._end(error)
+            return
+        try:
+            call = self._call = decode()
+        except BaseException as error:
+            backend.in_flight.leave()
+            self._end(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        if call.timeout_s is not None:
+            until_s = self._start_s + call.timeout_s
+            deadline_s = until_s if deadline_s is None else min(deadline_s, until_s)
+        backend.tick.add(Pending(call.request, deadline_s, self._done, call.priority))
+
+    def _done(self, answer: TensorResponse | HoldfastError) -> None:
+        self._backend.in_flight.leave()
+        if isinstance(answer, TensorResponse):
+            assert self._call is not None  # it was decoded before it was queued
+            self._tell(answer)
+            self._answered(self._call, answer)
+        else:
+            self._end(answer)
+
+    def _end(self, error: BaseException) -> None:
+        self._tell(error if isinstance(error, HoldfastError) else None)
+        self._refused(error)
+
+    def _tell(self, answer: TensorResponse | HoldfastError | None) -> None:
+        service = self._backend.service
+        if service.has_taps:
+            request: TensorRequest | None = None if self._call is None else self._call.request
+            service.tell(request, answer, self._backend.clock.monotonic_s() - self._start_s)

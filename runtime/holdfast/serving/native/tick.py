@@ -1,0 +1,72 @@
+"""What arrives in one turn of the loop goes to the scheduler together, and leaves each connection in one write.
+
+Rules: everything here happens on the loop's thread; `post` alone may be called from others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from holdfast.serving.protocols import Pending, Scheduler
+
+
+class Flushable(Protocol):
+    """A connection that has something to send."""
+
+    def flush(self) -> None:
+        """Write it."""
+
+
+class Tick:
+    """Collects requests and touched connections; one callback of the loop handles them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._scheduler: Scheduler | None = None
+        self._pending: list[Pending] = []
+        self._touched: dict[Flushable, None] = {}
+        self._is_set = False
+
+    def serve_with(self, scheduler: Scheduler) -> None:
+        """The scheduler comes after us, because it wants `post`."""
+        self._scheduler = scheduler
+
+    def add(self, pending: Pending) -> None:
+        """A request for the scheduler."""
+        self._pending.append(pending)
+        if not self._is_set:
+            self._set()
+
+    def touch(self, connection: Flushable) -> None:
+        """A connection with something to send."""
+        self._touched[connection] = None
+        if not self._is_set:
+            self._set()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Call back on the loop's thread, soon. From any thread; nothing happens once the loop is closed."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _set(self) -> None:
+        self._is_set = True
+        self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        try:
+            batch, self._pending = self._pending, []
+            if batch:
+                assert self._scheduler is not None
+                self._scheduler.submit(batch)
+            touched, self._touched = self._touched, {}
+            for connection in touched:
+                connection.flush()
+        finally:
+            self._is_set = False
+            if self._pending or self._touched:
+                self._set()
