@@ -63,6 +63,17 @@ def gather() -> bytes:
     return _single(nodes, TensorProto.INT64, TensorProto.INT64, ("n",), ("n",), [table])
 
 
+def gather_from_one() -> bytes:
+    """y = x[:, 1] of float32[n, 1]: fails on every input."""
+    place = helper.make_tensor("place", TensorProto.INT64, [], [1])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 1])
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("Gather", ["flat", "place"], ["y"], axis=1),
+    ]
+    return _single(nodes, TensorProto.FLOAT, TensorProto.FLOAT, ("n", "t"), ("n",), [place, shape])
+
+
 def hangs_at_first_run() -> bytes:
     """A loop of 2^62 steps over its input: loads at once, never answers."""
     return _single([_endless_loop()], TensorProto.FLOAT, TensorProto.FLOAT, (1,), (1,), _loop_bounds())

@@ -166,6 +166,12 @@ MIXING = {
     ),
     "running_sum": chain(N("CumSum", ["x", "zero"], ["y"]), zero=np.array(0, dtype=np.int64)),
     "best_rows": chain(N("TopK", ["x", "one"], ["y", "places"], axis=0), one=ints(1)),
+    "bias_from_the_batch": chain(  # fits when there are as many rows as channels
+        N("ReduceMean", ["x"], ["b"], axes=[1, 2, 3], keepdims=0),
+        N("Conv", ["x", "w", "b"], ["y"]),
+        row=(3, 5, 5),
+        w=np.ones((2, 3, 3, 3), dtype=np.float32),
+    ),
     "rank_lost": model_of([N("Add", ["x", "x"], ["a"]), N("Softmax", ["a"], ["y"])], ()),
     "broadcast_against_the_batch": chain(
         N("Squeeze", ["x", "last"], ["flat"]), N("Add", ["x", "flat"], ["y"]), row=(1,), last=ints(1)
@@ -397,6 +403,10 @@ class Lying(ModelSession):
             y[-1] = np.nextafter(y[-1], np.float32(np.inf))
         elif self.how == "scale_of_the_largest_neighbour":
             y += np.float32(1e-7) * np.nanmax(np.abs(inputs["x"]))
+        elif (
+            self.how == "only_in_another_order" and rows == 2 and abs(inputs["x"][0]).max() < abs(inputs["x"][1]).max()
+        ):
+            y[0] = 0
         elif self.how == "nan_spreads" and rows > 1 and np.isnan(inputs["x"]).any():
             y[0] = np.nan
         elif self.how == "wrong_number_of_rows" and rows > 2:
@@ -411,6 +421,7 @@ class Lying(ModelSession):
     [
         "last_bit_at_the_last_place",
         "scale_of_the_largest_neighbour",
+        "only_in_another_order",
         "nan_spreads",
         "wrong_number_of_rows",
         "fails_in_batches",
