@@ -197,20 +197,23 @@ def listen_privately(path: Path) -> socket.socket:
     Raises:
         UsageError: something else is there, or the folder is not ours to write in.
     """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.is_socket():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 if probe.connect_ex(str(path)) == 0:
                     raise UsageError(f"{path} is in use by another server; stop it, or choose another path")
             path.unlink()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)  # the socket must never exist with wider rights, not even for a moment
         try:
             listener.bind(str(path))
         finally:
             os.umask(mask)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UsageError) as error:
+        listener.close()
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"cannot listen on {path}: {error.strerror or error}") from error
     return listener
 
