@@ -102,6 +102,7 @@ class FlowerGrid:
         self._ticket = ticket
         self._grid = HttpGrid(address.authority, False, address.certificate, token=ticket.token)
         self._grid._retry_invoker.max_tries = 1  # ours has a bound in time; flwr's would wait for ever
+        self._grid._retry_invoker.should_giveup = _give_up  # flwr's own interrupts the process at a 401
         self._grid.set_run(Run.create_empty(ticket.run_id))
         TaskIdentity.task_id = ticket.task_id
         TaskIdentity.run_id = ticket.run_id
@@ -173,15 +174,19 @@ class FlowerGrid:
         self._grid.close()
 
     def _beat(self) -> None:
+        self._beat_once()  # at once: a worker that was away may have little of its time left
         while not self._clock.wait(self._ended, HEARTBEAT_S):
-            try:
-                answer = self._grid._runtime_client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in (401, 403):
-                    self._lost.set()
-                continue
-            except httpx.HTTPError:
-                continue  # the SuperLink is being restarted
+            self._beat_once()
+
+    def _beat_once(self) -> None:
+        try:
+            answer = self._grid._runtime_client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (401, 403):
+                self._lost.set()
+        except httpx.HTTPError:
+            return  # the SuperLink is being restarted
+        else:
             if not answer.success:
                 self._lost.set()
 
@@ -200,6 +205,12 @@ class FlowerGrid:
                 if self._clock.monotonic_s() > deadline_s:
                     raise RoundError(f"the SuperLink did not answer for {RETRY_TOTAL_S:.0f} s") from error
             self._clock.wait(self._ended, RETRY_PAUSE_S)
+
+
+def _give_up(error: Exception) -> bool:
+    """For flwr's retries: never try again, raise what came."""
+    del error
+    return True
 
 
 def _acquire(address: SuperLinkAddress, run_id: int) -> Ticket:
