@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 SUPPORTED_VERSION = "1.41."  # private modules: another version must pass the contract test first
 HEARTBEAT_S = 10  # the shortest that a SuperLink accepts; a dead worker is seen after twice that
 RETRY_TOTAL_S = 120.0  # one call: a restart of SuperLink and coordinator takes a few seconds
+OBJECT_TOTAL_S = 20.0  # a part comes right behind its message, unless the sender was killed in between: then never
 RETRY_FIRST_S = 0.2
 RETRY_CAP_S = 5.0
 MAX_OBJECTS = 4_096  # of one message; ours has about ten
@@ -169,7 +170,7 @@ class FlowerFleet:
 
     def _pull_object(self, run_id: int, object_id: str) -> bytes:
         request = message_pb2.PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
-        for wait_s in self._waits():
+        for wait_s in self._waits(OBJECT_TOTAL_S):
             answer = self._call("pull-object", request, message_pb2.PullObjectResponse)
             if not answer.object_found:
                 break
@@ -227,11 +228,11 @@ class FlowerFleet:
             return answer
         raise RoundError(f"the coordinator could not be reached for {RETRY_TOTAL_S:.0f} s; call {path}")
 
-    def _waits(self) -> list[float]:
-        """Pauses between tries: doubling, capped, with jitter, RETRY_TOTAL_S together."""
+    def _waits(self, total_s: float = RETRY_TOTAL_S) -> list[float]:
+        """Pauses between tries: doubling, capped, with jitter, `total_s` together."""
         waits: list[float] = []
         step = RETRY_FIRST_S
-        while sum(waits) < RETRY_TOTAL_S:
+        while sum(waits) < total_s:
             waits.append(step * random.uniform(0.8, 1.2))
             step = min(step * 2, RETRY_CAP_S)
         return waits

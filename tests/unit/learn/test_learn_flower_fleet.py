@@ -138,3 +138,29 @@ def test_a_key_that_is_no_node_key_is_refused(tmp_path: Path):
 
     with pytest.raises(RoundError, match="OpenSSH"):
         FlowerFleet(FakeSuperLink(), b"nonsense", tmp_path / "node", FakeClock())
+
+
+def test_a_message_whose_parts_never_come_is_left_for_the_next_within_seconds(fleet):
+    from flwr.proto import fleet_pb2, message_pb2, recorddict_pb2
+
+    metadata = message_pb2.Metadata(run_id=5, message_id="m" * 64, message_type="train", ttl=60.0, created_at=1.0)
+    half = fleet_pb2.PullMessagesResponse(
+        messages_list=[message_pb2.Message(metadata=metadata, content=recorddict_pb2.RecordDict())],
+        message_object_trees=[message_pb2.ObjectTree(object_id="m" * 64)],
+    )
+    missing = message_pb2.PullObjectResponse(object_found=True, object_available=False)
+    superlink = FakeSuperLink(
+        activate_node=[activated()],
+        pull_messages=[answer(body=half.SerializeToString()), answer()],
+        pull_object=[answer(body=missing.SerializeToString())],
+    )
+    clock = FakeClock()
+    node = fleet(superlink, clock)
+    node.activate()
+    began_s = clock.monotonic_s()
+
+    with pytest.raises(RoundError, match="never arrived"):
+        node.next_task()
+
+    assert clock.monotonic_s() - began_s < 30  # the sender may have been killed; its successor orders again
+    assert node.next_task() is None
