@@ -166,7 +166,8 @@ class RoundAuthority:
                 decision = Decision(False, UNKNOWN_MODEL, "the base bundle of the offer is on this device")
             elif ground.rows < 1:
                 decision, ground = Decision(False, NO_DATA, "this device holds samples"), None
-        return Authorised(offer, digest, _answer(offer, digest, decision), ground)
+        # nobody made an offer of an unsigned run: an answer that named one would point to what no log holds
+        return Authorised(offer, digest, _answer(offer, b"" if signed is None else digest, decision), ground)
 
     def _is_signed(self, envelope: Envelope) -> bool:
         try:

@@ -40,7 +40,7 @@ MAX_LOG_BYTES = 1_048_576  # 1 MiB
 MAX_RESTARTS = 3  # of a worker that crashes while an offer is open; then the round goes on without this device
 REFUSED_EXIT = 3  # the worker's exit code when its node key was refused: a restart would not help
 IDLE_MARGIN_S = 30.0
-UNSIGNED_PURPOSE = "unsigned"  # what a policy must list for runs without an offer
+UNSIGNED_PURPOSE = "unsigned"  # of runs without an offer, in byte budgets; no policy has to allow it
 UNSIGNED_DEADLINE_S = 3_600.0
 
 

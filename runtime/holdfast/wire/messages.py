@@ -133,6 +133,8 @@ class DataWindow:
 
 @dataclass(frozen=True, slots=True)
 class RoundAnswer:
+    """A device's yes or no. `offer_sha256` is empty for a run that nobody signed an offer for (a stock Flower app)."""
+
     offer_sha256: bytes
     run_id: str
     round: int

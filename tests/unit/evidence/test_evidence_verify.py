@@ -63,6 +63,16 @@ def forge_signature(body: bytes) -> bytes:
     return to_bytes(dataclasses.replace(envelope, signatures=(signature,)))
 
 
+@pytest.mark.parametrize("reason", ["", "unsigned_run"], ids=["taken", "refused"])
+def test_verify_accepts_an_answer_to_a_run_that_nobody_offered(reason: str) -> None:
+    changed = world()
+    changed.answer("s1", b"", "unsigned-7", 1, reason=reason)
+
+    verdict = verify(changed)
+
+    assert (verdict.authenticated, verdict.findings) == (True, ())
+
+
 def test_verify_accepts_honest_evidence_with_all_roots() -> None:
     honest = world()
 

@@ -209,6 +209,19 @@ def test_a_refused_offer_is_never_signed_for():
         bench.authority.sign(statement_for(bench.offer()))
 
 
+def test_an_answer_to_an_unsigned_run_names_no_offer_that_no_log_holds():
+    bench = Bench()
+    wish = dataclasses.replace(OFFER, run_id="unsigned-7")
+
+    taken = bench.authority.consider_unsigned(wish)
+    bench.decision = Decision(False, "unsigned_run", "rounds.unsigned_runs = false")
+    refused = bench.authority.consider_unsigned(dataclasses.replace(wish, round=2))
+
+    assert [(answer.accepted, answer.offer_sha256) for answer in bench.answers] == [(True, b""), (False, b"")]
+    assert taken.offer_sha256 != refused.offer_sha256  # inside the device they are told apart
+    assert bench.authority.consider_unsigned(wish) is taken
+
+
 FIELDS = {
     "offer_sha256": "00" * 32,
     "run_id": "run",
