@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
-from grpc_health.v1 import health_pb2
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.fakes import served_models as models
 from tests.fakes.serving import TIMEOUT_S, call, pool_of, serving
 from tritonclient.utils import InferenceServerException
 
-from holdfast.serving.server import Address, Front
+from holdfast.serving import reflection_v1_pb2, reflection_v1alpha_pb2
+from holdfast.serving.rpc import HEALTH
+from holdfast.serving.server import Address, Front, Server, ServerOptions
 
 X = np.array([[1, 2, 3, 4], [-4, -3, -2, -1]], dtype=np.float32)
 MODELS = {"double": models.scale(2.0), "two": models.two_in_two_out()}
@@ -178,8 +183,74 @@ def test_metadata_advertises_only_what_is_offered(kind: ModuleType, client: Any)
 
 
 def test_health_service_is_the_standard_one(address: str) -> None:
-    where = Address.parse(address)
     for service in ("", "inference.GRPCInferenceService"):
         request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
-        answer = health_pb2.HealthCheckResponse.FromString(call(where, request, "/grpc.health.v1.Health/Check"))
+        answer = health_pb2.HealthCheckResponse.FromString(call(Address.parse(address), request, HEALTH + "Check"))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    unknown = health_pb2.HealthCheckRequest(service="absent").SerializeToString()
+    with pytest.raises(grpc.RpcError) as refused:
+        call(Address.parse(address), unknown, HEALTH + "Check")
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_watcher_is_told_when_the_server_drains(front: Front) -> None:
+    options = ServerOptions(Address("127.0.0.1", 0), front=front)
+    server = Server(pool_of(MODELS), options=options)
+    address = server.start()
+    with grpc.insecure_channel(str(address)) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        first = next(watch).status
+        stopping = threading.Thread(target=server.stop, args=(5.0,))
+        stopping.start()
+        second = next(watch).status
+        watch.cancel()
+        stopping.join()
+
+    assert first == health_pb2.HealthCheckResponse.SERVING
+    assert second == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_watcher_of_an_unknown_service_is_told_so(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service="absent"), timeout=TIMEOUT_S
+        )
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        watch.cancel()
+
+
+@pytest.mark.parametrize(("version", "module"), [("v1", reflection_v1_pb2), ("v1alpha", reflection_v1alpha_pb2)])
+def test_reflection_tells_every_call_and_its_messages(address: str, version: str, module: ModuleType) -> None:
+    ask = module.ServerReflectionRequest
+    questions = [
+        ask(list_services=""),
+        ask(file_containing_symbol="inference.GRPCInferenceService.ModelInfer"),
+        ask(file_by_filename="holdfast/serving/health.proto"),
+        ask(file_containing_symbol="absent.Service"),
+        ask(all_extension_numbers_of_type="inference.ModelInferRequest"),
+    ]
+    with grpc.insecure_channel(address) as channel:
+        talk = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+        answers = talk(iter([question.SerializeToString() for question in questions]), timeout=TIMEOUT_S)
+        told = [module.ServerReflectionResponse.FromString(data) for data in answers]
+
+    services = [service.name for service in told[0].list_services_response.service]
+    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} < set(services)
+    (file,) = told[1].file_descriptor_response.file_descriptor_proto
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file)
+    assert pool.FindMethodByName("inference.GRPCInferenceService.ModelInfer").input_type.name == "ModelInferRequest"
+    assert len(told[2].file_descriptor_response.file_descriptor_proto) == 1
+    assert [answer.error_response.error_code for answer in told[3:]] == [5, 12]
+    assert told[3].original_request.file_containing_symbol == "absent.Service"
+
+
+def test_trace_context_comes_back_with_the_answer(address: str) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with grpc.insecure_channel(address) as channel:
+        _, got = channel.unary_unary("/inference.GRPCInferenceService/ServerLive").with_call(
+            b"", timeout=TIMEOUT_S, metadata=[("traceparent", trace)]
+        )
+
+    metadata = dict(got.initial_metadata()) | dict(got.trailing_metadata())
+    assert metadata["traceparent"] == trace

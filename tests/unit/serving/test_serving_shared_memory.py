@@ -18,17 +18,19 @@ from tritonclient.utils import InferenceServerException
 from holdfast.errors import ConflictError, HoldfastError, RequestError, UnknownRegionError, UsageError
 from holdfast.serving.authorisation import rules_of
 from holdfast.serving.parameters import RegionSlice
-from holdfast.serving.server import Address, Server, ServerOptions, listen_privately
+from holdfast.serving.server import Address, Front, Server, ServerOptions, listen_privately
 from holdfast.serving.shared_memory import MAX_REGIONS, SharedMemory
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def server(tmp_path: Path, front: Front) -> Iterator[tuple[str, Path]]:
     """A server with an admin socket: its address and the socket's path."""
     socket = tmp_path / "admin.sock"
-    options = ServerOptions(Address("127.0.0.1", 0), rules=rules_of(shared_memory=True), admin_socket=socket)
+    options = ServerOptions(
+        Address("127.0.0.1", 0), rules=rules_of(shared_memory=True), admin_socket=socket, front=front
+    )
     server = Server(pool_of({"double": models.scale(2.0)}), options=options)
     address = server.start()
     yield str(address), socket
