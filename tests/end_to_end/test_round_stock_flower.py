@@ -1,4 +1,8 @@
-"""A customer's own SuperLink with an unmodified Flower app trains through our workers, if the site allows it."""
+"""A customer's own SuperLink with an unmodified `flwr run` app trains through real agents, if the site allows it.
+
+Nothing stands in for anything: agents and coordinator are processes of the command line, the SuperLink and the app are
+Flower's own, and the yes or no is the policy that the site signed.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,18 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fakes.round_lab import Device, RoundLab
+from tests.fakes.plant import MODEL, POLICY, Plant, wait_for
 
-from holdfast.clock import SystemClock
-from holdfast.policy.evaluate import ALLOWED, UNSIGNED_RUN, Decision
-from holdfast.wire.messages import RoundOffer
+from holdfast.bundle.verify import read_bundle
+from holdfast.evidence.entries import parse_entries
+from holdfast.evidence.layout import read_evidence
+from holdfast.policy.evaluate import UNSIGNED_RUN
+from holdfast.wire.messages import Report, RoundAnswer
 from holdfast_federation.rounds.superlink import QUIET, SuperLinkAddress, is_answering, prepare_folder
 
 BIN = Path(sys.executable).parent
@@ -98,7 +103,7 @@ class StockSuperLink:
         ]
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        wait_for(lambda: is_answering(self.address))
+        wait_for(lambda: is_answering(self.address), "the stock SuperLink", DEADLINE_S)
 
     def flwr(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -113,97 +118,113 @@ class StockSuperLink:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def register(self, name: str, public_key: Path) -> None:
+        """The customer lets a device's node key in."""
+        self.flwr("supernode", "register", str(public_key), "site", "--name", name, "--format", "json")
+
+    def online(self) -> int:
+        return self.flwr("supernode", "ls", "site", "--format", "json").count('"online"')
+
+    def settings(self) -> str:
+        """What the coordinator must know of it."""
+        path = json.dumps(str(self.folder / "tls.crt"))
+        return f'\n[[superlink]]\nname = "customer"\naddress = "{self.address.authority}"\ncertificate = {path}\n'
+
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
-
-
-def wait_for(condition) -> None:
-    clock, pause = SystemClock(), threading.Event()
-    end_s = clock.monotonic_s() + DEADLINE_S
-    while not condition():
-        assert clock.monotonic_s() < end_s
-        clock.wait(pause, 0.1)
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[RoundLab]:
-    lab = RoundLab(tmp_path)
-    yield lab
-    lab.close()
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
+            self.process.wait(30)
 
 
 @pytest.fixture
 def stock(tmp_path: Path) -> Iterator[StockSuperLink]:
     stock = StockSuperLink(tmp_path / "stock")
-    yield stock
-    stock.stop()
+    try:
+        yield stock
+    finally:
+        stock.stop()
 
 
-def join(lab: RoundLab, stock: StockSuperLink, *, unsigned_runs: bool) -> list[Device]:
-    """Two devices whose workers stay connected to the customer's SuperLink."""
-
-    def decide(offer: RoundOffer, signed: bool | None) -> Decision:
-        if signed is None and not unsigned_runs:
-            return Decision(False, UNSIGNED_RUN, "rounds.unsigned_runs = false")
-        return ALLOWED
-
-    lab.superlinks["customer"] = lambda: stock.address
-    devices = []
-    for name in ("a", "b"):
-        device = lab.add_device(
-            name, decision=decide, superlink="customer", stay=True, unsigned_bundle_digest=lab.bundle.digest
-        )
-        public = lab.folder / name / "node.pub"
-        public.write_text(lab.devices.get(name).flower_public_key)
-        stock.flwr("supernode", "register", str(public), "site", "--name", name, "--format", "json")
-        device.host.start_unsigned()
-        devices.append(device)
-    wait_for(lambda: stock.flwr("supernode", "ls", "site", "--format", "json").count('"online"') >= 2)
-    return devices
+def join(plant: Plant, stock: StockSuperLink) -> None:
+    """Two agents whose settings name the customer's SuperLink; returns when their workers are online there."""
+    plant.prepare(settings=stock.settings())
+    plant.publish()
+    for name in ("ward-a", "ward-b"):
+        agent = plant.enrol(name)
+        agent.environment = {"HOLDFAST_SUPERLINK": "customer", "HOLDFAST_SUPERLINK_MODEL": MODEL}
+        stock.register(name, agent.state / "identity" / "flower.pub")
+    plant.serve()
+    wait_for(lambda: stock.online() >= 2, "the workers to come online", DEADLINE_S)
 
 
-def run_app(lab: RoundLab, stock: StockSuperLink) -> dict[str, list[dict[str, float]]]:
+def run_app(plant: Plant, stock: StockSuperLink) -> dict[str, list[dict[str, float]]]:
+    """The customer's app, from the weights of the served model. Its own metrics; none if it failed."""
     app = stock.folder / "app"
     (app / "stock").mkdir(parents=True)
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "stock" / "__init__.py").write_text("")
     (app / "stock" / "server_app.py").write_text(SERVER_APP)
     (app / "stock" / "client_app.py").write_text(CLIENT_APP)
-    weights = np.frombuffer(lab.bundle.files["weights.bin"], dtype="<f4")
+    bundle = read_bundle((plant.folder / "plain-1.bundle").read_bytes())
+    weights = np.frombuffer(bundle.files["weights.bin"], dtype="<f4")
     layers, at = {}, 0
-    for number, parameter in enumerate(lab.bundle.manifest.parameters):
+    for number, parameter in enumerate(bundle.manifest.parameters):
         count = int(np.prod(parameter.shape))
         layers[f"{number:03d}"] = weights[at : at + count].reshape(parameter.shape)
         at += count
     np.savez(stock.folder / "start.npz", **layers)
     result = stock.folder / "result.json"
     stock.flwr("run", str(app), "site", "-c", f'start="{stock.folder / "start.npz"}" result="{result}"')
-    wait_for(lambda: result.exists() or '"finished:' in stock.flwr("ls", "site", "--format", "json"))
+
+    def ended() -> bool:
+        return result.exists() or '"finished:' in stock.flwr("ls", "site", "--format", "json")
+
+    wait_for(ended, "the app to end", DEADLINE_S)
     return json.loads(result.read_text()) if result.exists() else {"train": [], "evaluate": []}
 
 
-@pytest.mark.slow
-def test_an_unmodified_fedavg_app_trains_through_our_workers_if_the_site_allows_unsigned_runs(
-    lab: RoundLab, stock: StockSuperLink
-):
-    devices = join(lab, stock, unsigned_runs=True)
-
-    said = run_app(lab, stock)
-
-    assert len(said["train"]) == 2
-    losses = [figures["train_loss"] for figures in said["train"]]
-    assert losses[1] < losses[0]
-    assert len(said["evaluate"]) == 2
-    assert all(answer.accepted for device in devices for answer in device.answers)
+def answers(plant: Plant) -> list[RoundAnswer]:
+    """What the devices said to the runs, out of the evidence, which is verified against all roots."""
+    for agent in plant.agents.values():
+        agent.end()
+    assert plant.stop_coordinator() == 0
+    assert plant.verdict()["authenticated"] is True
+    entries = parse_entries(read_evidence((plant.folder / "all.evidence").read_bytes()).entries)
+    reports = [entry.fact for entry in entries if isinstance(entry.fact, Report)]
+    return [report.round_answer for report in reports if report.round_answer is not None]
 
 
 @pytest.mark.slow
-def test_an_unsigned_run_is_refused_by_default(lab: RoundLab, stock: StockSuperLink):
-    devices = join(lab, stock, unsigned_runs=False)
+def test_an_unmodified_fedavg_app_trains_through_agents_whose_site_signed_that(
+    tmp_path: Path, stock: StockSuperLink
+) -> None:
+    with Plant(tmp_path, f"{POLICY}unsigned_runs = true\n") as plant:
+        join(plant, stock)
 
-    said = run_app(lab, stock)
+        said = run_app(plant, stock)
 
-    assert not any(said["train"])
-    codes = {answer.reason_code for device in devices for answer in device.answers}
-    assert codes == {UNSIGNED_RUN}
+        assert len(said["train"]) == 2
+        losses = [figures["train_loss"] for figures in said["train"]]
+        assert losses[1] < losses[0]
+        assert len(said["evaluate"]) == 2
+        given = answers(plant)
+        assert len(given) >= 2 * 2  # each device, once for training and once for evaluation at least
+        assert all(answer.accepted and answer.run_id.startswith("unsigned-") for answer in given)
+
+
+@pytest.mark.slow
+def test_an_unsigned_run_is_refused_by_a_policy_that_does_not_name_it(tmp_path: Path, stock: StockSuperLink) -> None:
+    with Plant(tmp_path) as plant:
+        join(plant, stock)
+
+        said = run_app(plant, stock)
+
+        assert not any(said["train"])
+        assert not any(said["evaluate"])
+        given = answers(plant)
+        assert {(answer.accepted, answer.reason_code, answer.policy_rule) for answer in given} == {
+            (False, UNSIGNED_RUN, "rounds.unsigned_runs = false")
+        }
