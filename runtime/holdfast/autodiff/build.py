@@ -71,6 +71,7 @@ class TrainingGraphs:
     `input_gradient` is None where no gradient can reach a float input (token ids, an operator without a rule in a
     frozen body); `input_gradient_refusal` then says why. `data_inputs` have the batch axis first. `labels` says what
     the labels are. `state` is what `train` hands from step to step; `noise` what it wants as uniform random numbers.
+    `statistics` are the trainable entries that learn by averaging and have no gradient.
     """
 
     train: bytes
@@ -88,6 +89,7 @@ class TrainingGraphs:
     options: StepOptions = field(default_factory=StepOptions)
     state: tuple[StateTensor, ...] = ()
     noise: tuple[DataInput, ...] = ()
+    statistics: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[LayoutEntry, ...]:
@@ -190,6 +192,7 @@ def build_graphs(
         options=options,
         state=(*plan.local_statistics, *state_of(rule, plan.differentiated)),
         noise=tuple(DataInput(name, int(TensorProto.FLOAT), shape) for name, shape in noise),
+        statistics=tuple(name for name in statistics if options.batch_norm != LOCAL),
     )
 
 

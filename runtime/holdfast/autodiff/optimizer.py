@@ -35,14 +35,14 @@ class UpdateOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How to read the gradient g off one step from chosen state: p - p.new = rate (factor g + decay p).
+    """How to read the gradient g off one step that starts from zero state.
 
-    `state` fills each slot with one number that makes the step linear in g.
+    Without a slot: p - p.new = rate (g + decay p). With one: its new value is factor (g + decay p).
     """
 
+    slot: str = ""
     factor: float = 1.0
     decay: float = 0.0
-    state: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,11 @@ AdamW shrinks p by 1 - rate decay first, apart from the gradient (Loshchilov and
 
 from __future__ import annotations
 
-import math
-
 from holdfast.autodiff.optimizer import Optimizer, Probe, UpdateInputs, UpdateOutputs
 from holdfast.autodiff.writer import GraphWriter
 from holdfast.errors import AutodiffError
 
 FIRST, SECOND = "m", "v"
-# so much larger than any squared gradient that the step is linear in g: sqrt(b2 v + ...) doesn't see g
-PROBE_SECOND = 2.0**60
 
 
 def adam(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimizer:
@@ -49,8 +45,7 @@ def _adam(name: str, beta1: float, beta2: float, epsilon: float, weight_decay: f
             kept = out.node("Sub", [kept, out.node("Mul", [kept, decay])])
         return UpdateOutputs(out.node("Sub", [kept, change]), {FIRST: first, SECOND: second})
 
-    deviation = math.sqrt(beta2 * PROBE_SECOND / (1.0 - beta2))
-    probe = Probe(factor=1.0 / deviation, decay=weight_decay, state={FIRST: 0.0, SECOND: PROBE_SECOND})
+    probe = Probe(slot=FIRST, factor=1.0 - beta1)
     return Optimizer(name, emit, slots=(FIRST, SECOND), counts_steps=True, probe=probe)
 
 

@@ -47,9 +47,7 @@ def _with_velocity(name: str, factor: float, weight_decay: float, *, nesterov: b
             direction = out.node("Add", [gradient, out.node("Mul", [velocity, out.scalar(factor)])])
         return UpdateOutputs(_descended(out, names, direction), {MOMENTUM: velocity})
 
-    ahead = 1.0 + factor if nesterov else 1.0
-    probe = Probe(factor=ahead, decay=ahead * weight_decay, state={MOMENTUM: 0.0})
-    return Optimizer(name, emit, slots=(MOMENTUM,), probe=probe)
+    return Optimizer(name, emit, slots=(MOMENTUM,), probe=Probe(slot=MOMENTUM, decay=weight_decay))
 
 
 def _descended(out: GraphWriter, names: UpdateInputs, direction: str) -> str:

@@ -6,12 +6,13 @@
 2. Reference run: the step graph itself, in float64 by the same evaluator, against the float32 result of the runtime.
 
 Both look at the emitted bytes and know nothing of how they were made, so a step graph that somebody brought along is
-checked the same way. Holds for optimizers whose first step is p - learning_rate * g (SGD).
+checked the same way. The gradient is read off the first step: from p.new for plain descent, from an optimizer's own
+state otherwise; anchors are put at the parameters and the clipping bound out of reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,8 +25,10 @@ from onnx.reference import ReferenceEvaluator
 
 from holdfast.autodiff.build import LABELS, LOSS, TrainingGraphs
 from holdfast.autodiff.externalise import WEIGHTS_LOCATION, join_weights
+from holdfast.autodiff.optimizer import Probe
 from holdfast.autodiff.reading import DataInput
-from holdfast.autodiff.update import LEARNING_RATE, NEW
+from holdfast.autodiff.registry import optimizer_named
+from holdfast.autodiff.update import ANCHOR, CLIP_NORM, LEARNING_RATE, NEW, PROXIMAL_MU
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout, Floats
 
@@ -81,10 +84,12 @@ def check_gradients(
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     feeds = dict(examples) if examples is not None else _random_inputs(graphs.data_inputs, rng)
-    feeds[LABELS] = rng.integers(0, graphs.class_count, graphs.batch)
+    feeds[LABELS] = _random_labels(graphs, rng)
+    feeds.update({noise.name: rng.random(noise.shape, dtype=np.float32) for noise in graphs.noise})
     flat = graphs.layout.weights_from_bytes(weights)
-    runtime = measure_gradient(graphs.train, graphs.layout, flat, feeds)
-    reference = _reference_gradient(graphs, weights, feeds)
+    probe = optimizer_named(graphs.optimizer_name).probe
+    runtime = measure_gradient(graphs.train, graphs.layout, flat, feeds, probe=probe, statistics=graphs.statistics)
+    reference = _reference_gradient(graphs, weights, feeds, probe)
     norm = float(np.linalg.norm(reference))
     scale = norm if norm > 0 else 1.0
     check = GradientCheck(
@@ -105,14 +110,23 @@ def check_gradients(
 
 
 def measure_gradient(
-    train: bytes, layout: FlatLayout, weights: Floats, feeds: Feeds, *, optimize: bool = True
+    train: bytes,
+    layout: FlatLayout,
+    weights: Floats,
+    feeds: Feeds,
+    *,
+    optimize: bool = True,
+    probe: Probe | None = None,
+    statistics: Collection[str] = (),
 ) -> NDArray[np.float64]:
     """The gradient that a step graph applies, read off one step on the runtime.
 
     Args:
         weights: float32[layout.element_count].
-        feeds: the data inputs and `labels`.
+        feeds: the data inputs, `labels`, and random numbers if the graph wants some.
         optimize: False runs the graph as it is written, without the runtime's graph optimisations.
+        probe: how the graph's optimizer shows the gradient; None: plain descent.
+        statistics: entries that learn by averaging and have no gradient; they count as 0.
 
     Returns: float64[layout.trainable_element_count] with float32 precision.
     """
@@ -123,28 +137,67 @@ def measure_gradient(
     raw = weights.tobytes()
     options.add_external_initializers_from_files_in_memory([WEIGHTS_LOCATION], [raw], [len(raw)])
     session = onnxruntime.InferenceSession(train, options, providers=["CPUExecutionProvider"])
+    shapes = {node.name: tuple(node.shape) for node in session.get_inputs()}
     tensors = layout.unpack(weights)
-    trainable = {entry.name: tensors[entry.name] for entry in layout.trainable}
-    rate = {LEARNING_RATE: np.array(PROBE_RATE, dtype=np.float32)}
-    new = session.run([name + NEW for name in trainable], {**trainable, **feeds, **rate})
-    return _gradient_of_step(trainable.values(), new)
+    given = _step_feeds(shapes, tensors, feeds)
+    before = {entry.name: tensors[entry.name] for entry in layout.trainable}
+    reading = _Reading(probe or Probe(), frozenset(statistics))
+    outputs = reading.outputs(before)
+    return reading.gradient(before, session.run(outputs, given))
 
 
-def _gradient_of_step(
-    before: Iterable[NDArray[np.floating]], after: Iterable[NDArray[np.floating]]
-) -> NDArray[np.float64]:
-    parts = [
-        (old.astype(np.float64) - new.astype(np.float64)) / PROBE_RATE for old, new in zip(before, after, strict=True)
-    ]
-    return np.concatenate([part.reshape(-1) for part in parts])
+def _step_feeds(
+    shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, NDArray[np.floating]], feeds: Feeds
+) -> dict[str, NDArray[np.generic]]:
+    """What a first step is fed: the weights, zero state, anchors where the weights are, a bound out of reach."""
+    found: dict[str, NDArray[np.generic]] = {}
+    for name, shape in shapes.items():
+        if name in feeds:
+            found[name] = feeds[name]
+        elif name in tensors:
+            found[name] = tensors[name]
+        elif name.endswith(ANCHOR):
+            found[name] = tensors[name.removesuffix(ANCHOR)]
+        else:
+            value = {LEARNING_RATE: PROBE_RATE, PROXIMAL_MU: 0.5, CLIP_NORM: float(np.finfo(np.float32).max)}
+            found[name] = np.full(shape, value.get(name, 0.0), dtype=np.float32)
+    return found
 
 
-def _reference_gradient(graphs: TrainingGraphs, weights: bytes, feeds: Feeds) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Where a step shows the gradient of each parameter. Running statistics have none."""
+
+    probe: Probe
+    statistics: frozenset[str]
+
+    def outputs(self, parameters: Iterable[str]) -> list[str]:
+        """The output to look at, per parameter."""
+        slot = f".{self.probe.slot}" if self.probe.slot else ""
+        return [name + NEW if name in self.statistics else f"{name}{slot}{NEW}" for name in parameters]
+
+    def gradient(
+        self, before: Mapping[str, NDArray[np.floating]], after: Sequence[NDArray[np.floating]]
+    ) -> NDArray[np.float64]:
+        """The parameters' gradients behind each other."""
+        parts = []
+        for (name, old), new in zip(before.items(), after, strict=True):
+            start, made = old.astype(np.float64), new.astype(np.float64)
+            shown = made / self.probe.factor if self.probe.slot else (start - made) / PROBE_RATE
+            gradient = np.zeros_like(start) if name in self.statistics else shown - self.probe.decay * start
+            parts.append(gradient.reshape(-1))
+        return np.concatenate(parts)
+
+
+def _reference_gradient(graphs: TrainingGraphs, weights: bytes, feeds: Feeds, probe: Probe) -> NDArray[np.float64]:
     evaluator = _float64_evaluator(graphs.train, weights, graphs.layout)
-    tensors = _trainable64(graphs.layout, weights)
-    given = {**tensors, **_feeds64(feeds), LEARNING_RATE: np.array(PROBE_RATE)}
-    new = _evaluate(evaluator, [name + NEW for name in tensors], given)
-    return _gradient_of_step(tensors.values(), new)
+    model = onnx.load_model_from_string(graphs.train).graph
+    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.input}
+    tensors = graphs.layout.unpack(graphs.layout.weights_from_bytes(weights))
+    given = _feeds64(_step_feeds(shapes, tensors, feeds))
+    before = _trainable64(graphs.layout, weights)
+    reading = _Reading(probe, frozenset(graphs.statistics))
+    return reading.gradient(before, _evaluate(evaluator, reading.outputs(before), given))
 
 
 def _directional_error(
@@ -153,7 +206,9 @@ def _directional_error(
     """The largest |(L(p + h v) - L(p - h v)) / 2h - g . v| over the random directions."""
     evaluator = _float64_evaluator(graphs.loss, weights, graphs.layout)
     tensors = _trainable64(graphs.layout, weights)
-    given = _feeds64(feeds)
+    every = _feeds64(graphs.layout.unpack(graphs.layout.weights_from_bytes(weights)))
+    kept = {state.name: every[state.name] for state in graphs.state if state.name in every}
+    given = {**_feeds64(feeds), **kept}
     worst = 0.0
     for _ in range(DIRECTIONS):
         signs = {name: rng.choice([-1.0, 1.0], tensor.shape) for name, tensor in tensors.items()}
@@ -199,6 +254,13 @@ def _trainable64(layout: FlatLayout, weights: bytes) -> dict[str, NDArray[np.flo
 
 def _feeds64(feeds: Feeds) -> dict[str, NDArray[np.generic]]:
     return {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in feeds.items()}
+
+
+def _random_labels(graphs: TrainingGraphs, rng: np.random.Generator) -> NDArray[np.generic]:
+    """Classes, or numbers in 0..1, which every loss of numbers takes."""
+    if graphs.labels.is_float:
+        return rng.random(graphs.labels.shape, dtype=np.float32)
+    return rng.integers(0, graphs.class_count, graphs.labels.shape)
 
 
 def _random_inputs(inputs: tuple[DataInput, ...], rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
