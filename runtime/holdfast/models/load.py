@@ -9,7 +9,8 @@ from holdfast.bundle.golden import GoldenSet
 from holdfast.bundle.manifest import Manifest, Runtime, Tensor
 from holdfast.bundle.verify import VerifiedBundle
 from holdfast.errors import ModelError
-from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
+from holdfast.inference.prepare import prepare_session
+from holdfast.inference.session import ModelSession, ModelSource, SessionOptions
 from holdfast.inference.tensors import TensorSpec, shape_text
 from holdfast.inference.trial import Golden
 
@@ -28,14 +29,14 @@ def golden_of(golden: GoldenSet) -> Golden:
 
 
 def warm_session(bundle: VerifiedBundle, options: SessionOptions) -> ModelSession:
-    """Load a bundle that passed its trial and run it on its golden inputs.
+    """Load a bundle that passed its trial, measure it, and run it on its golden inputs.
 
     Raises:
         ModelError: it cannot be loaded here.
         RequestError: it cannot be run.
     """
     check_runtime(bundle.manifest.runtime)
-    session = load_session(source_of(bundle), options)
+    session = prepare_session(source_of(bundle), options)
     check_signature(bundle.manifest, session.inputs, session.outputs)
     for _ in range(WARM_RUNS):
         session.run(bundle.golden.inputs)

@@ -7,8 +7,6 @@ assignment in the pool, so that no request fails. Never on a serving loop's thre
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
+from holdfast.inference.memory import give_back
 from holdfast.inference.pool import MAX_TOLD_CHARS, ModelPool
 from holdfast.inference.prepare import prepare_session
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions
@@ -132,7 +131,7 @@ class FolderRepository:
             self._states[name] = {n: VersionState(name, str(n), UNAVAILABLE, UNLOADED) for n in versions}
             versions.clear()
             logger.info("model unloaded", extra={"model": name})
-            give_memory_back()
+            give_back()
 
     def _try(self, name: str) -> None:
         try:
@@ -157,7 +156,7 @@ class FolderRepository:
         kept = [number for number in loaded if loaded[number] is before.get(number)]
         if len(kept) < len(before):
             before.clear()  # the last hold on sessions that serve no more
-            give_memory_back()
+            give_back()
         if not loaded:
             del self._loaded[name]
             raise ModelError(f"model '{name}': {_reasons(states) or 'no version in its folder'}")
@@ -197,14 +196,6 @@ class FolderRepository:
         if before is not None and (before.digest, before.settings) == (source.digest, settings):
             return before
         return _Loaded(source.digest, settings, self._prepare(source, settings))
-
-
-def give_memory_back() -> None:
-    """Let the allocator return what is free to the system; it keeps it otherwise. Only glibc can be asked."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _unavailable(name: str, number: int, error: HoldfastError) -> VersionState:

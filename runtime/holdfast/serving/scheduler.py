@@ -163,33 +163,39 @@ class ModelScheduler:
         """Nothing waits: run what is quick and may share a run, without a queue. Returns the others."""
         now_s = self._clock.monotonic_s()
         left: list[Pending] = []
-        groups: dict[int, Group] = {}
+        groups: dict[tuple[str, str], Group | None] = {}
         runs: list[Group] = []
         left_s, limit_s = self._options.turn_s, self._options.inline_limit_s
         for pending in batch:
             request, deadline_s = pending.request, pending.deadline_s
-            model = self._pool.find(request.model, request.version)
-            rows = 0 if model is None or request.outputs else model.session.shared_rows(request.inputs)
-            if model is None or rows == 0 or left_s <= 0 or (deadline_s is not None and deadline_s <= now_s):
+            key = (request.model, request.version)
+            if key not in groups:
+                model = self._pool.find(*key)
+                groups[key] = None if model is None else Group(model)
+            group = groups[key]
+            rows = 0 if group is None or request.outputs else group.shared_rows(request.inputs)
+            is_on_time = left_s > 0 and (deadline_s is None or deadline_s > now_s)
+            if group is None or rows == 0 or not is_on_time or group.alones_s[rows] > limit_s:
                 left.append(pending)
                 continue
-            traits = model.session.traits
-            left_s -= traits.shares_s[rows]
-            if traits.alones_s[rows] > limit_s:
-                left.append(pending)
-                continue
-            group = groups.get(id(model))
-            if group is None or group.total + rows > group.largest:
-                group = groups[id(model)] = Group(model, traits.mixing.buckets[-1])
+            left_s -= group.shares_s[rows]
+            if group.total + rows > group.largest:
+                group = groups[key] = Group(group.model)
+            if not group.members:
                 runs.append(group)
-            group.add(pending, rows)
+            group.members.append(pending)
+            group.rows.append(rows)
+            group.total += rows
         for group in runs:
-            start_s = self._clock.monotonic_s()
-            answers = self._predict(group.model, [pending.request for pending in group.members], group.rows, None)
-            self._count(group.model, group.total, (start_s - now_s) * len(answers), start_s, answers)
-            for pending, answer in zip(group.members, answers, strict=True):
-                _give(pending, answer)
+            self._run_group(group, now_s)
         return left
+
+    def _run_group(self, group: Group, came_s: float) -> None:
+        start_s = self._clock.monotonic_s()
+        answers = self._predict(group.model, [pending.request for pending in group.members], group.rows, None)
+        self._count(group.model, group.total, (start_s - came_s) * len(answers), start_s, answers)
+        for pending, answer in zip(group.members, answers, strict=True):
+            _give(pending, answer)
 
     def _admit(self, pending: Pending, now_s: float) -> Entry | HoldfastError:
         """An entry for a request, or why it is refused."""
