@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from holdfast.agent import Offers, Parts
 from holdfast.errors import SettingsError
 from holdfast.learn.authority import Ground, RoundAuthority
-from holdfast.learn.data import count_rows
+from holdfast.learn.data_source import count_rows
 from holdfast.learn.host import RoundHost, WorkerSettings
 from holdfast.learn.spending import Spending
 from holdfast.lifecycle import Stop, Task

@@ -22,7 +22,7 @@ class AgentConfig:
         30.0, "time between two check-ins, unless the coordinator asks for another", minimum=0.2, maximum=3_600.0
     )
     data: Path | None = setting(  # noqa: RUF009  # makes a field, like the others
-        None, "local samples (npz) for federated rounds; none = this device does not train"
+        None, "local samples (npz, csv or a folder of them) for federated rounds; none = this device does not train"
     )
     superlink: str = setting("", "name of a customer's own SuperLink at the coordinator; needs rounds.unsigned_runs")
     superlink_model: str = setting("", "the served model that apps of that SuperLink train")

@@ -18,11 +18,20 @@ def momentum_step() -> bytes:
 
 
 def anchored_step() -> bytes:
-    """w.new = w.start + learning_rate: however many steps, the result is one step from the start."""
-    nodes = [helper.make_node("Add", ["w.start", "learning_rate"], ["w.new"])]
+    """w.new = w.anchor + learning_rate: however many steps, the result is one step from the start."""
+    nodes = [helper.make_node("Add", ["w.anchor", "learning_rate"], ["w.new"])]
     return _model(
-        [*nodes, helper.make_node("Identity", ["w"], ["unused"])], inputs=("w", "w.start"), outputs=("w.new",)
+        [*nodes, helper.make_node("Identity", ["w"], ["unused"])], inputs=("w", "w.anchor"), outputs=("w.new",)
     )
+
+
+def noisy_step() -> bytes:
+    """w.new = w + mean of the noise that the trainer draws."""
+    nodes = [
+        helper.make_node("ReduceMean", ["drop.uniform"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["w", "mean"], ["w.new"]),
+    ]
+    return _model(nodes, inputs=("w",), outputs=("w.new",), more=(_value("drop.uniform", (BATCH, 3)),))
 
 
 def evaluation() -> bytes:
@@ -51,12 +60,15 @@ def evaluation() -> bytes:
 _IGNORED = "ignored"
 
 
-def _model(nodes: list[NodeProto], *, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> bytes:
+def _model(
+    nodes: list[NodeProto], *, inputs: tuple[str, ...], outputs: tuple[str, ...], more: tuple[object, ...] = ()
+) -> bytes:
     graph = helper.make_graph(
         [*nodes, helper.make_node("ReduceMean", ["x"], ["loss"], keepdims=0)],
         "train",
         [
             *(_value(name, (2,)) for name in inputs),
+            *more,
             _value("x", (BATCH, 1)),
             _integers("labels", (BATCH,)),
             _value("learning_rate", ()),

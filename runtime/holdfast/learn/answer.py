@@ -18,20 +18,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.bundle.files import EVALUATE_GRAPH, TRAIN_GRAPH
 from holdfast.bundle.manifest import Manifest
-from holdfast.bundle.verify import read_bundle
 from holdfast.clock import Clock
 from holdfast.errors import RoundError, TrainingError
 from holdfast.learn.checkpoint import CheckpointFile
-from holdfast.learn.data import DataContract, InputContract, LocalDataset
+from holdfast.learn.data import LocalDataset
+from holdfast.learn.data_source import open_dataset
+from holdfast.learn.device_check import check_on_device
 from holdfast.learn.residuals import ResidualStore
+from holdfast.learn.trainable import open_trainable
 from holdfast.learn.trainer import Trainer
 from holdfast.learn.training import TrainSettings
 from holdfast.learn.transport import RoundReply, RoundTask
 from holdfast.update.codecs import codec_named
 from holdfast.update.feedback import encode_with_residual
-from holdfast.update.layout import FlatLayout, LayoutEntry
+from holdfast.update.layout import FlatLayout
 from holdfast.update.payload import make_payload
 
 logger = logging.getLogger(__name__)
@@ -222,17 +223,12 @@ class Answerer:
 
 
 def prepare(bundle: Path, data: Path, hold_out: float) -> Prepared:
-    """Load what a round needs from the container of the bundle and the file of samples."""
-    opened = read_bundle(bundle.read_bytes())  # verified before it was installed; form only here
-    manifest, files = opened.manifest, opened.files
-    layout = FlatLayout(
-        tuple(LayoutEntry(p.name, p.shape, p.dtype, p.offset_bytes, p.trainable) for p in manifest.parameters)
-    )
-    trainer = Trainer(files[TRAIN_GRAPH], files[EVALUATE_GRAPH], layout)
-    inputs = tuple(InputContract(t.name, t.dtype, tuple(size or 1 for size in t.shape[1:])) for t in manifest.inputs)
-    dataset = LocalDataset.from_npz(data, DataContract(inputs, len(manifest.labels)))
+    """Load what a round needs from the container of the bundle and the samples at `data`."""
+    opened = open_trainable(bundle.read_bytes())  # verified before it was installed; form only here
+    dataset = open_dataset(data, opened.contract)
     learning, held_out = dataset.split(hold_out, seed=0)  # a fixed seed: what judges must never have taught
-    return Prepared(manifest, layout, trainer, learning, held_out)
+    check_on_device(opened, learning)
+    return Prepared(opened.manifest, opened.layout, opened.trainer, learning, held_out)
 
 
 def checked_weights(task: RoundTask, terms: Terms) -> Floats:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from holdfast.learn.data import Array, LocalDataset
 
-PADDING_LABEL = -1  # what the graphs of a bundle ignore
+PADDING_LABEL = -1  # what the graphs of a bundle ignore; where labels are numbers, they ignore NaN
 
 Rows = NDArray[np.int64]
 
@@ -34,6 +34,6 @@ def padded(dataset: LocalDataset, rows: Rows, batch: int) -> dict[str, Array]:
     """
     filled = np.full(batch, rows[0], dtype=np.int64)
     filled[: rows.size] = rows
-    labels = np.full(batch, PADDING_LABEL, dtype=np.int64)
-    labels[: rows.size] = dataset.labels[rows]
+    labels = dataset.labels[filled]
+    labels[rows.size :] = np.nan if labels.dtype.kind == "f" else PADDING_LABEL
     return {**{name: array[filled] for name, array in dataset.inputs.items()}, "labels": labels}

@@ -7,6 +7,7 @@ replayed from the seed, so a resumed training ends in the same bits as one that 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -44,8 +45,8 @@ class Checkpoint:
 def training_identity(graph: bytes, weights: Floats, dataset: LocalDataset, settings: TrainSettings) -> str:
     """SHA-256 over everything that decides the bits of a training; its deadline doesn't."""
     whole = hashlib.sha256()
-    asked = f"{settings.epochs} {settings.batch} {settings.learning_rate!r} {settings.seed}"
-    parts = [graph, weights.tobytes(), dataset.labels.tobytes(), asked.encode()]
+    asked = repr(dataclasses.replace(settings, deadline_monotonic_s=None))
+    parts = [graph, weights.tobytes(), np.ascontiguousarray(dataset.labels).tobytes(), asked.encode()]
     for name, array in sorted(dataset.inputs.items()):
         parts += [f"{name} {array.dtype} {array.shape}".encode(), np.ascontiguousarray(array).tobytes()]
     for part in parts:

@@ -1,8 +1,10 @@
 """Runs training steps one after the other: each takes the state that the one before it left.
 
 The state of a step graph is every input `<name>` that has an output `<name>.new`: the parameters, and whatever an
-optimizer remembers of them (`<parameter>.<slot>`), which starts at zero and lives as long as this object. An input
-`<parameter>.start` gets the parameter as it was before the first step (the anchor of a FedProx term).
+optimizer remembers of them (`<parameter>.<slot>`), which starts at zero and lives as long as this object. Statistics
+that are in the layout start as the weights have them. An input `<parameter>.anchor` gets the parameter as it was before
+the first step (a FedProx term pulls towards it), `<value>.uniform` fresh numbers from [0, 1) at every step (a dropout
+draws from them), from the training's seed and the number of the step.
 
 The one rule that matters: an output of a step never lies in the memory of one of its inputs. The runtime may write a
 new weight before the backward pass has read the old one, without an error. Plain feeds make every output afresh;
@@ -22,7 +24,8 @@ from holdfast.inference.session import ORT_ERRORS, ort_reason
 from holdfast.learn.data import Array
 from holdfast.learn.step_session import LearningSession
 
-NEW, START, LOSS = ".new", ".start", "loss"
+NEW, ANCHOR, UNIFORM, LOSS = ".new", ".anchor", ".uniform", "loss"
+NOISE_STREAM = 1  # keeps the noise apart from the shuffle, which draws from the same seed
 
 Feeds = Mapping[str, Array]
 
@@ -37,24 +40,32 @@ class Steps(Protocol):
         """The state after the last step; arrays of its own, which later steps don't change."""
 
 
-def initial_state(session: LearningSession, parameters: Mapping[str, Array]) -> dict[str, Array]:
-    """The parameters, and zeros for every slot.
+def initial_state(session: LearningSession, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """What the first step starts from: `tensors` (the weights by name), and zeros for every other slot.
 
     Raises: TrainingError: a slot has no static shape.
     """
-    slots = [name for name in state_names(session) if name not in parameters]
-    return {**parameters, **{name: session.zeros_of(name) for name in slots}}
-
-
-def state_names(session: LearningSession) -> list[str]:
-    """Every input that has an output `<name>.new`, in the order of the outputs."""
     named = [name.removesuffix(NEW) for name in session.outputs if name.endswith(NEW)]
-    return [name for name in named if name in session.inputs]
+    return {
+        name: tensors[name] if name in tensors else session.zeros_of(name) for name in named if name in session.inputs
+    }
 
 
-def anchors(session: LearningSession, parameters: Mapping[str, Array]) -> dict[str, Array]:
-    """What the inputs `<parameter>.start` get."""
-    return {name + START: value for name, value in parameters.items() if name + START in session.inputs}
+def fed(session: LearningSession, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of the weights that are inputs of a graph; it refers to the others itself."""
+    return {name: value for name, value in tensors.items() if name in session.inputs}
+
+
+def anchors(session: LearningSession, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """What the inputs `<parameter>.anchor` get."""
+    return {name + ANCHOR: value for name, value in tensors.items() if name + ANCHOR in session.inputs}
+
+
+def noise(session: LearningSession, seed: int, step: int) -> dict[str, Array]:
+    """What the inputs `<value>.uniform` get at a step: float32 in [0, 1), the same for the same seed and step."""
+    names = [name for name in session.inputs if name.endswith(UNIFORM)]
+    rng = np.random.Generator(np.random.PCG64([seed, NOISE_STREAM, step])) if names else None
+    return {} if rng is None else {n: rng.random(session.zeros_of(n).shape, dtype=np.float32) for n in names}
 
 
 class FeedSteps:

@@ -24,7 +24,7 @@ from holdfast.learn.batches import Rows, in_batches, padded, shuffles
 from holdfast.learn.checkpoint import Checkpoint, CheckpointFile, training_identity
 from holdfast.learn.data import Array, LocalDataset
 from holdfast.learn.step_session import LearningSession
-from holdfast.learn.steps import LOSS, NEW, FeedSteps, PingPongSteps, Steps, anchors, initial_state
+from holdfast.learn.steps import LOSS, NEW, FeedSteps, PingPongSteps, Steps, anchors, fed, initial_state, noise
 from holdfast.learn.training import (
     PING_PONG,
     EvaluateResult,
@@ -121,12 +121,13 @@ class Trainer:
             deadline_s=settings.deadline_monotonic_s,
             longest_pause_s=self._options.longest_pause_s,
         )
-        steps = self._steps(session, course.state, self._state_of(weights))
+        fixed = {**anchors(session, self._layout.unpack(weights)), **_numbers(session, settings)}
+        steps = self._steps(session, course.state, fixed)
         finished = True
         for epoch, order in enumerate(shuffles(dataset.count, settings.epochs, settings.seed)):
             if epoch < course.epochs:
                 continue  # drawn only to bring the generator to where it was
-            finished = self._run_epoch(steps, order, session.batch, gate, course)
+            finished = self._run_epoch(steps, order, session, gate, course)
             course.state = steps.state()
             if not finished:
                 break
@@ -143,7 +144,7 @@ class Trainer:
         if dataset.count == 0:
             raise TrainingError("there are no samples to evaluate on; at least one is needed")
         session = self._session(EVALUATE, weights)
-        state = self._state_of(weights)
+        state = fed(session, self._layout.unpack(weights))
         loss_sum, correct, count = 0.0, 0, 0
         for rows in in_batches(np.arange(dataset.count), session.batch):
             found = session.run(EVALUATION_OUTPUTS, {**state, **padded(dataset, rows, session.batch)})
@@ -162,7 +163,7 @@ class Trainer:
         settings: TrainSettings,
         saved: Checkpoint | None,
     ) -> _Course:
-        state = initial_state(session, self._state_of(weights))
+        state = initial_state(session, self._layout.unpack(weights))
         if saved is None or _forms(saved.state) != _forms(state):
             return _Course(settings, dataset, None, state, self.evaluate(weights, dataset).loss)
         return _Course(
@@ -178,17 +179,17 @@ class Trainer:
             earlier_cpu_seconds=saved.cpu_seconds,
         )
 
-    def _steps(self, session: LearningSession, state: Mapping[str, Array], start: Mapping[str, Array]) -> Steps:
+    def _steps(self, session: LearningSession, state: Mapping[str, Array], fixed: Mapping[str, Array]) -> Steps:
         made = PingPongSteps if self._options.buffers == PING_PONG else FeedSteps
-        return made(session, state, anchors(session, start))
+        return made(session, state, fixed)
 
-    def _run_epoch(self, steps: Steps, order: Rows, graph_batch: int, gate: Gate, course: _Course) -> bool:
+    def _run_epoch(self, steps: Steps, order: Rows, session: LearningSession, gate: Gate, course: _Course) -> bool:
         """False: the gate closed before the epoch was over."""
-        rate = np.array(course.settings.learning_rate, dtype=np.float32)
+        seed = course.settings.seed
         for rows in in_batches(order, course.settings.batch):
             if not gate.may_go_on():
                 return False
-            loss = steps.step({**padded(course.dataset, rows, graph_batch), "learning_rate": rate})
+            loss = steps.step({**padded(course.dataset, rows, session.batch), **noise(session, seed, course.steps)})
             course.steps += 1
             if not np.isfinite(loss):
                 raise TrainingError(f"the loss of step {course.steps} is {loss}; lower the learning rate")
@@ -201,6 +202,7 @@ class Trainer:
         flat = self._with_state(weights, course.state)
         after = self.evaluate(flat, course.dataset)
         delta = self._layout.trainable_part(flat) - self._layout.trainable_part(weights)
+        frozen = {entry.name for entry in self._layout.entries if not entry.trainable}
         if not (np.all(np.isfinite(delta)) and np.isfinite(after.loss)):
             raise TrainingError(f"the weights are not finite after {course.steps} steps; lower the learning rate")
         return TrainResult(
@@ -213,6 +215,9 @@ class Trainer:
             steps=course.steps,
             cpu_seconds=course.earlier_cpu_seconds + time.process_time() - started,
             stopped_early=stopped_early,
+            local_state={
+                name: tensor for name, tensor in self._layout.unpack(flat).items() if name in frozen & set(course.state)
+            },
             resumed_epochs=course.resumed_epochs,
             checkpoint_problem=course.checkpoint_problem,
         )
@@ -222,12 +227,9 @@ class Trainer:
         tensors = [np.subtract(after[name], before[name], dtype=np.float32) for name in self._names]
         return measured_norm(np.concatenate([tensor.reshape(-1) for tensor in tensors]))
 
-    def _state_of(self, weights: Floats) -> dict[str, Array]:
-        tensors = self._layout.unpack(weights)
-        return {name: tensors[name] for name in self._names}
-
     def _with_state(self, weights: Floats, state: Mapping[str, Array]) -> Floats:
-        return self._layout.pack({**self._layout.unpack(weights), **{name: state[name] for name in self._names}})
+        tensors = self._layout.unpack(weights)
+        return self._layout.pack({name: state.get(name, tensor) for name, tensor in tensors.items()})
 
     def _session(self, which: str, weights: Floats) -> LearningSession:
         if not self._frozen:
@@ -241,6 +243,19 @@ class Trainer:
         outputs = EVALUATION_OUTPUTS if which == EVALUATE else (*(name + NEW for name in self._names), LOSS)
         graph = self._graphs[which]
         return LearningSession(graph, which, outputs, weights=weights, threads=self._options.intra_op_threads)
+
+
+def _numbers(session: LearningSession, settings: TrainSettings) -> dict[str, Array]:
+    """The scalar inputs that a round sets. Raises: TrainingError: one is asked for that the graph does not have."""
+    asked = {
+        "learning_rate": settings.learning_rate,
+        "proximal_mu": settings.proximal_mu,
+        "clip_norm": settings.gradient_clip or float(np.finfo(np.float32).max),
+    }
+    for name, is_asked in (("proximal_mu", settings.proximal_mu > 0), ("clip_norm", settings.gradient_clip > 0)):
+        if is_asked and name not in session.inputs:
+            raise TrainingError(f"the step graph has no input {name!r}; pack the model again with that option")
+    return {name: np.array(value, dtype=np.float32) for name, value in asked.items() if name in session.inputs}
 
 
 def _save(file: CheckpointFile, identity: str, course: _Course, cpu_seconds: float) -> None:

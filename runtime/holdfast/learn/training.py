@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from holdfast.errors import TrainingError
 from holdfast.update.layout import Floats
@@ -41,6 +41,8 @@ class TrainSettings:
     """What an offer asks for. `batch` is at most what the step graph was built for; a smaller one is padded.
 
     `deadline_monotonic_s` is a time of the trainer's clock (`Clock.monotonic_s`); None: no deadline.
+    `proximal_mu` (FedProx) and `gradient_clip` (a bound of the gradient's norm at each step; 0: none) need a step graph
+    that was built for them.
     """
 
     epochs: int
@@ -48,6 +50,8 @@ class TrainSettings:
     learning_rate: float
     seed: int
     deadline_monotonic_s: float | None = None
+    proximal_mu: float = 0.0
+    gradient_clip: float = 0.0
 
     def check(self, graph_batch: int) -> None:
         """Raise TrainingError for values out of range, or a batch that the step graph cannot take."""
@@ -55,6 +59,9 @@ class TrainSettings:
             raise TrainingError(f"epochs must be 1 or more, got {self.epochs}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise TrainingError(f"the learning rate must be a positive number, got {self.learning_rate}")
+        for name, value in (("proximal_mu", self.proximal_mu), ("gradient_clip", self.gradient_clip)):
+            if not (math.isfinite(value) and value >= 0):
+                raise TrainingError(f"{name} must be a number of 0 or more, got {value}")
         if self.seed < 0:
             raise TrainingError(f"the seed must be 0 or more, got {self.seed}")
         if not 1 <= self.batch <= graph_batch:
@@ -84,7 +91,8 @@ class TrainResult:
     losses are means over the whole dataset; delta_norm is ||delta||_2; cpu_seconds is of the whole process.
     gradient_norm: ||p - p.new||_2 / learning rate of the first step: for plain SGD the norm of the first batch's
     gradient, for other optimizers that of their first step. 0 without a step.
-    resumed_epochs: epochs that a checkpoint had already; checkpoint_problem: why none could be written, or empty.
+    local_state: values that training changed but that are no part of the delta, by name: running statistics that stay
+    on this device. resumed_epochs: epochs that a checkpoint had already. checkpoint_problem: why none could be written.
     """
 
     delta: Floats
@@ -96,6 +104,7 @@ class TrainResult:
     steps: int
     cpu_seconds: float
     stopped_early: bool
+    local_state: Mapping[str, Floats] = field(default_factory=dict)
     resumed_epochs: int = 0
     checkpoint_problem: str = ""
 

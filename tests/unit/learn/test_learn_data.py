@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from holdfast.errors import DatasetError
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
+from holdfast.learn.data_source import open_dataset
 
 CONTRACT = DataContract((InputContract("input", "float32", (3,), minimum=0.0, maximum=16.0),), class_count=4)
 
@@ -31,7 +32,7 @@ def test_dataset_reads_a_file_and_counts_classes(tmp_path: Path, name: str) -> N
     arrays = good()
     arrays[name] = arrays.pop("x")
 
-    dataset = LocalDataset.from_npz(write(tmp_path, arrays), CONTRACT)
+    dataset = open_dataset(write(tmp_path, arrays), CONTRACT)
 
     assert dataset.count == 6
     assert dataset.class_counts == (2, 2, 1, 1)
@@ -43,7 +44,7 @@ def test_dataset_takes_several_inputs_by_name(tmp_path: Path) -> None:
     contract = DataContract((InputContract("a", "float32", ()), InputContract("b", "int64", (2,))), 2)
     arrays = {"a": np.zeros(1, np.float32), "b": np.zeros((1, 2), np.int64), "y": np.zeros(1, np.int32)}
 
-    assert LocalDataset.from_npz(write(tmp_path, arrays), contract).count == 1
+    assert open_dataset(write(tmp_path, arrays), contract).count == 1
 
 
 def with_change(name: str, row: int, value: float) -> dict[str, np.ndarray]:
@@ -74,7 +75,7 @@ def with_change(name: str, row: int, value: float) -> dict[str, np.ndarray]:
 )
 def test_dataset_refuses(tmp_path: Path, defect: str, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
-        LocalDataset.from_npz(write(tmp_path, arrays), CONTRACT)
+        open_dataset(write(tmp_path, arrays), CONTRACT)
 
     assert "data.npz" in str(raised.value)
 
@@ -83,14 +84,14 @@ def test_dataset_messages_hold_no_sample_values(tmp_path: Path) -> None:
     arrays = with_change("x", 1, 31337.25)
 
     with pytest.raises(DatasetError) as raised:
-        LocalDataset.from_npz(write(tmp_path, arrays), CONTRACT)
+        open_dataset(write(tmp_path, arrays), CONTRACT)
 
     assert "31337" not in str(raised.value)
 
 
 def test_dataset_refuses_a_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
-        LocalDataset.from_npz(tmp_path / "none.npz", CONTRACT)
+        open_dataset(tmp_path / "none.npz", CONTRACT)
 
 
 def test_dataset_refuses_python_objects(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_dataset_refuses_python_objects(tmp_path: Path) -> None:
     np.savez(path, allow_pickle=True, x=np.array([{"a": 1}], dtype=object), y=np.zeros(1, int))
 
     with pytest.raises(DatasetError, match="plain arrays"):
-        LocalDataset.from_npz(path, CONTRACT)
+        open_dataset(path, CONTRACT)
 
 
 def test_dataset_refuses_a_file_that_would_unpack_beyond_the_bound(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_dataset_refuses_a_file_that_would_unpack_beyond_the_bound(tmp_path: Pat
             archive.writestr(f"a{index}.npy", b"")
 
     with pytest.raises(DatasetError, match="at most 64 arrays"):
-        LocalDataset.from_npz(path, CONTRACT)
+        open_dataset(path, CONTRACT)
 
 
 @given(st.data())
@@ -124,7 +125,7 @@ def test_dataset_of_a_damaged_file_is_read_or_refused(
     path.write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
 
     try:
-        dataset = LocalDataset.from_npz(path, CONTRACT)
+        dataset = open_dataset(path, CONTRACT)
     except DatasetError:
         return
 

@@ -8,14 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from tests.fakes.models import he_mlp
-from tests.fakes.step_graphs import anchored_step, evaluation, momentum_step
+from tests.fakes.step_graphs import anchored_step, evaluation, momentum_step, noisy_step
 
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.errors import TrainingError
 from holdfast.learn.data import DataContract, InputContract, LocalDataset
 from holdfast.learn.step_session import LearningSession
-from holdfast.learn.steps import FeedSteps, PingPongSteps, check_apart
+from holdfast.learn.steps import FeedSteps, PingPongSteps, check_apart, noise
 from holdfast.learn.trainer import Trainer
 from holdfast.learn.training import FEEDS, PING_PONG, TrainerOptions, TrainSettings
 from holdfast.update.layout import FlatLayout
@@ -156,3 +156,23 @@ def test_ping_pong_refuses_a_state_of_another_graph() -> None:
 def test_options_out_of_range_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(TrainingError):
         TrainerOptions(**change)
+
+
+def test_noise_is_fresh_at_each_step_and_the_same_for_the_same_seed() -> None:
+    session = LearningSession(noisy_step(), "train", (), weights=None, threads=1)
+
+    first, again, later = noise(session, 5, 0), noise(session, 5, 0), noise(session, 5, 1)
+
+    assert first["drop.uniform"].shape == (4, 3)
+    assert first["drop.uniform"].dtype == np.float32
+    np.testing.assert_array_equal(first["drop.uniform"], again["drop.uniform"])
+    assert not np.array_equal(first["drop.uniform"], later["drop.uniform"])
+    assert 0 <= first["drop.uniform"].min() < first["drop.uniform"].max() < 1
+
+
+@pytest.mark.parametrize("change", [{"proximal_mu": 0.1}, {"gradient_clip": 1.0}], ids=str)
+def test_an_option_that_the_graph_was_not_built_for_is_refused(change: dict[str, float]) -> None:
+    trainer = Trainer(momentum_step(), evaluation(), LAYOUT)
+
+    with pytest.raises(TrainingError, match="pack the model again"):
+        trainer.train(W, one_column(7), replace(SETTINGS, **change))

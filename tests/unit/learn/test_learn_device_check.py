@@ -1,0 +1,104 @@
+"""A bundle learns on a device only if its graphs are the served model's, and their gradient is right there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from tests.fakes.models import he_mlp
+from tests.fakes.trainable_bundles import packed, samples, served_only
+
+from holdfast.autodiff.build import build_graphs
+from holdfast.bundle.files import EVALUATE_GRAPH, KIND, TRAIN_GRAPH
+from holdfast.errors import BundleError, TrainingError
+from holdfast.learn.data import LocalDataset
+from holdfast.learn.device_check import check_on_device
+from holdfast.learn.trainable import TrainableBundle, open_trainable
+from holdfast.learn.trainer import Trainer
+from holdfast.wire.container import read_container, write_container
+
+
+def dataset(opened: TrainableBundle, count: int = 30) -> LocalDataset:
+    arrays = samples(count)
+    return LocalDataset.from_arrays({"input": arrays["x"], "y": arrays["y"]}, opened.contract)
+
+
+def with_graph(opened: TrainableBundle, name: str, graph: bytes) -> TrainableBundle:
+    """As if the bundle had held another graph: what its hashes would have refused."""
+    files = {**opened.bundle.files, name: graph}
+    trainer = Trainer(files[TRAIN_GRAPH], files[EVALUATE_GRAPH], opened.layout)
+    return dataclasses.replace(opened, bundle=dataclasses.replace(opened.bundle, files=files), trainer=trainer)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("trainable", ["all", "layer1.*"])
+def test_right_gradient_passes(softmax: bool, trainable: str) -> None:
+    opened = open_trainable(packed(softmax=softmax, trainable=trainable))
+
+    check = check_on_device(opened, dataset(opened))
+
+    assert check.error < 0.03
+    assert check.slope < 0
+    assert check.gradient_norm == pytest.approx(-check.expected)
+
+
+def test_a_single_sample_is_enough_and_none_is_not() -> None:
+    opened = open_trainable(packed())
+
+    assert check_on_device(opened, dataset(opened, 1)).error < 0.05
+    with pytest.raises(TrainingError, match="no samples"):
+        check_on_device(opened, dataset(opened).take(np.empty(0, np.int64)))
+
+
+@pytest.mark.parametrize("wrong", ["half", "negated", "one_parameter_negated"])
+def test_wrong_gradient_is_refused(wrong: str) -> None:
+    opened = open_trainable(packed())
+    model = onnx.load_from_string(opened.train_graph)
+    names = {entry.name for entry in opened.layout.trainable}
+    updates = [node for node in model.graph.node if node.op_type == "Sub" and node.input[0] in names]
+    assert len(updates) == 4
+    for node in updates:
+        is_one = node.input[0] == "layer1.weight"
+        if wrong == "negated" or (wrong == "one_parameter_negated" and is_one):
+            node.op_type = "Add"
+    if wrong == "half":
+        for node in updates:
+            half = onnx.helper.make_node("Mul", [node.input[1], "half"], [f"{node.output[0]}.halved"])
+            node.input[1] = half.output[0]
+            model.graph.node.insert(list(model.graph.node).index(node), half)
+        model.graph.initializer.append(onnx.helper.make_tensor("half", onnx.TensorProto.FLOAT, (), [0.5]))
+
+    with pytest.raises(TrainingError, match="gradient is wrong on this machine"):
+        check_on_device(with_graph(opened, TRAIN_GRAPH, model.SerializeToString()), dataset(opened))
+
+
+def test_graphs_of_another_model_are_refused() -> None:
+    opened = open_trainable(packed())
+    other = build_graphs(_without_activation(), batch=10)
+
+    with pytest.raises(TrainingError, match="not of the served model"):
+        check_on_device(with_graph(opened, EVALUATE_GRAPH, other.evaluate), dataset(opened))
+
+
+def test_a_training_graph_that_is_not_the_manifests_is_refused() -> None:
+    files = read_container(packed(), KIND)
+    files[TRAIN_GRAPH] = build_graphs(he_mlp([4, 8, 3]), batch=11).train  # in itself a good graph
+
+    with pytest.raises(BundleError, match=r"graphs/train\.onnx"):
+        open_trainable(write_container(KIND, files))
+
+
+def test_a_bundle_that_is_only_served_does_not_learn() -> None:
+    with pytest.raises(TrainingError, match="packed to be served"):
+        open_trainable(served_only())
+
+
+def _without_activation() -> bytes:
+    """The same parameters in another network."""
+    model = onnx.load_from_string(he_mlp([4, 8, 3]))
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Identity"
+    return model.SerializeToString()
