@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from holdfast.errors import ModelError
-from holdfast.inference.tensors import STRING, Array, TensorSpec, shape_text
+from holdfast.inference.tensors import BFLOAT16, BFLOAT16_NAME, STRING, Array, TensorSpec, shape_text
 
 MAX_ELEMENTS = 2**28  # 1 GiB of float32; a declared shape beyond that is a mistake or a trap
 
@@ -31,6 +31,8 @@ def _array(spec: TensorSpec, rng: np.random.Generator) -> Array:
         array = np.empty(shape, dtype=np.object_)
         array.fill(b"a")
         return array
+    if spec.dtype == BFLOAT16_NAME:
+        return np.zeros(shape, dtype=BFLOAT16)
     if spec.dtype.startswith("float"):
         return rng.standard_normal(shape).astype(spec.dtype)
     return rng.integers(0, 2, shape).astype(spec.dtype)

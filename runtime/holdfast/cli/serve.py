@@ -72,7 +72,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _serve_file(arguments: argparse.Namespace, server_options: ServerOptions) -> int:
     from holdfast.inference.pool import ModelPool
-    from holdfast.inference.session import ModelSource, SessionOptions, load_session
+    from holdfast.inference.prepare import prepare_session
+    from holdfast.inference.session import ModelSource, SessionOptions
     from holdfast.inference.trial import run_trial
     from holdfast.lifecycle import Stop, stop_on_signals
     from holdfast.serving.server import Server
@@ -86,7 +87,7 @@ def _serve_file(arguments: argparse.Namespace, server_options: ServerOptions) ->
         timeout_s=arguments.trial_timeout_s,
         options=options,
     )
-    session = load_session(source, options)
+    session = prepare_session(source, options)
     pool = ModelPool()
     pool.swap(name, VERSION, session)
     server = Server(pool, options=server_options)
@@ -123,11 +124,12 @@ def _say_ready(name: str, session: ModelSession, address: Address, *, as_json: b
 def curl_line(name: str, session: ModelSession, address: Address) -> str:
     """A request that works as it stands: zeros, every dynamic dimension 1; raw bytes where numbers would fill pages."""
     url = f"http://{address}/v2/models/{name}/infer"
-    if sum(map(_count, session.inputs)) > MAX_EXAMPLE_ELEMENTS and len(session.inputs) == 1:
+    is_large = sum(map(_count, session.inputs)) > MAX_EXAMPLE_ELEMENTS
+    if len(session.inputs) == 1 and (is_large or session.inputs[0].dtype == "bfloat16"):
         (spec,) = session.inputs
-        import numpy as np
+        from holdfast.inference.tensors import numpy_dtype
 
-        size_bytes = _count(spec) * (1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize)
+        size_bytes = _count(spec) * (1 if spec.dtype == "string" else numpy_dtype(spec.dtype).itemsize)
         header = "-H 'Inference-Header-Content-Length: 0' --data-binary @-"
         return f"head -c {size_bytes} /dev/zero | curl -s {url} {header} | strings"
     inputs = [
@@ -145,7 +147,8 @@ def client_lines(name: str, session: ModelSession, address: Address) -> list[str
         f"client = grpcclient.InferenceServerClient({str(address)!r})",
     ]
     for index, spec in enumerate(session.inputs):
-        dtype = "np.object_" if spec.dtype == "string" else f"np.{'bool_' if spec.dtype == 'bool' else spec.dtype}"
+        numpy_names = {"string": "object_", "bool": "bool_", "bfloat16": "float32"}  # the client rounds to BF16 itself
+        dtype = f"np.{numpy_names.get(spec.dtype, spec.dtype)}"
         array = (
             f'np.full({_shape(spec)}, b"", {dtype})' if spec.dtype == "string" else f"np.zeros({_shape(spec)}, {dtype})"
         )

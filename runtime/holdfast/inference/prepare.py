@@ -14,7 +14,7 @@ from holdfast.errors import HoldfastError
 from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.row_mixing import is_bounded, mixing_of
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
-from holdfast.inference.tensors import STRING, Array, TensorSpec
+from holdfast.inference.tensors import STRING, Array, TensorSpec, numpy_dtype
 from holdfast.inference.traits import Traits
 
 WARM_RUNS, TIMED_RUNS = 2, 5  # the first run of a session plans its memory
@@ -57,7 +57,7 @@ def _zeros(spec: TensorSpec) -> Array:
     shape = tuple(1 if size is None else size for size in spec.shape)
     if spec.dtype == STRING:
         return np.full(shape, b"", dtype=np.object_)
-    return np.zeros(shape, dtype=spec.dtype)
+    return np.zeros(shape, dtype=numpy_dtype(spec.dtype))
 
 
 def _run_s(session: ModelSession, inputs: dict[str, Array], elements: int, clock: Clock) -> float | None:

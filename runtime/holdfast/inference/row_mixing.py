@@ -23,7 +23,7 @@ from holdfast.inference.onnx_graph import Constant, Graph, Node, read_graph
 from holdfast.inference.row_rules import MAX_OPSET, MIN_OPSET, apply
 from holdfast.inference.row_shapes import ROWS, MixedRowsError, Tensor
 from holdfast.inference.session import ModelSession
-from holdfast.inference.tensors import STRING, Array, TensorSpec
+from holdfast.inference.tensors import BFLOAT16_NAME, STRING, Array, TensorSpec
 from holdfast.inference.traits import Mixing
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # a batch is padded by half of its rows at most
@@ -207,8 +207,13 @@ def _rows(name: str, dims: tuple[int | str, ...] | None) -> Tensor:
 def _lines(inputs: Sequence[TensorSpec], count: int) -> list[dict[str, Array]]:
     """`count` requests of one row each: every scale, and among them rows of zeros, NaN and infinity."""
     for spec in inputs:
-        if spec.dtype == STRING or not spec.shape or spec.shape[0] is not None or None in spec.shape[1:]:
-            raise MixedRowsError(f"input '{spec.name}' is text, or has not exactly one open axis")
+        if (
+            spec.dtype in (STRING, BFLOAT16_NAME)
+            or not spec.shape
+            or spec.shape[0] is not None
+            or None in spec.shape[1:]
+        ):
+            raise MixedRowsError(f"input '{spec.name}' is text or bfloat16, or has not exactly one open axis")
         if math.prod(size or 1 for size in spec.shape) * count > MAX_PROBE_ELEMENTS:
             raise MixedRowsError(f"input '{spec.name}' is too large to be probed in batches")
     random = np.random.default_rng(1)

@@ -17,8 +17,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from holdfast.errors import DeadlineError, InferenceError, InvalidTensorError, ModelError
+from holdfast.inference.bfloat16 import from_value, to_value
 from holdfast.inference.onnx_wire import external_locations
-from holdfast.inference.tensors import STRING, Array, TensorSpec, dtype_name, shape_text
+from holdfast.inference.tensors import BFLOAT16_NAME, STRING, Array, TensorSpec, dtype_name, numpy_dtype, shape_text
 from holdfast.inference.traits import UNMEASURED, Traits
 
 MAX_MODEL_BYTES = 4 * 1024**3  # 4 GiB: above what an edge node holds in memory; protobuf itself stops at 2 GiB
@@ -53,6 +54,7 @@ _DTYPE_OF_ONNX = {
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
     "tensor(float16)": "float16",
+    "tensor(bfloat16)": BFLOAT16_NAME,
     "tensor(float)": "float32",
     "tensor(double)": "float64",
     "tensor(string)": STRING,
@@ -138,8 +140,9 @@ class ModelSession:
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._input_of = {spec.name: spec for spec in self.inputs}
         # numpy spells a dtype's name anew each time: comparing dtypes keeps 2 us out of every request
-        self._dtype_of = {spec.name: np.dtype(object if spec.dtype == STRING else spec.dtype) for spec in self.inputs}
+        self._dtype_of = {spec.name: numpy_dtype(spec.dtype) for spec in self.inputs}
         self._output_of = {spec.name: spec for spec in self.outputs}
+        self._has_bfloat16 = any(spec.dtype == BFLOAT16_NAME for spec in (*self.inputs, *self.outputs))
         self._shareable = self._shapes_that_share()
 
     def measured(self, traits: Traits) -> ModelSession:
@@ -201,7 +204,12 @@ class ModelSession:
         wanted = outputs or tuple(self._output_of)
         feed = {name: _to_runtime(name, array) for name, array in inputs.items()}
         try:
-            results = self._session.run(list(wanted), feed, None if stop is None else stop.options)
+            options = None if stop is None else stop.options
+            if self._has_bfloat16:
+                values = {name: to_value(array) for name, array in feed.items()}
+                results = [from_value(v) for v in self._session.run_with_ort_values(list(wanted), values, options)]
+            else:
+                results = self._session.run(list(wanted), feed, options)
         except ORT_ERRORS as error:
             if stop is not None and stop.is_set:
                 raise DeadlineError("the run was ended: nobody waits for its answer any more") from error

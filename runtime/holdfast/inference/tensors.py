@@ -15,6 +15,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 
 STRING = "string"  # dtype name of object arrays whose elements are bytes
+BFLOAT16_NAME = "bfloat16"
+BFLOAT16 = np.dtype([(BFLOAT16_NAME, "<u2")])  # numpy has no such number: a record of its two bytes, see bfloat16.py
 DTYPE_NAMES = (
     "bool",
     "uint8",
@@ -25,6 +27,7 @@ DTYPE_NAMES = (
     "int16",
     "int32",
     "int64",
+    BFLOAT16_NAME,
     "float16",
     "float32",
     "float64",
@@ -74,8 +77,17 @@ class TensorResponse:
 
 
 def dtype_name(array: Array) -> str:
-    """The dtype name of an array: "string" for object arrays, numpy's name otherwise."""
-    return STRING if array.dtype == np.object_ else array.dtype.name
+    """The dtype name of an array: "string" for object arrays, "bfloat16" for such records, else numpy's name."""
+    if array.dtype == np.object_:
+        return STRING
+    return BFLOAT16_NAME if array.dtype == BFLOAT16 else array.dtype.name
+
+
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """The dtype of arrays with this dtype name."""
+    if name == BFLOAT16_NAME:
+        return BFLOAT16
+    return np.dtype(object if name == STRING else name)
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from holdfast.clock import SystemClock
 from holdfast.errors import HoldfastError, ModelError
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
-from holdfast.inference.tensors import STRING, Array, TensorSpec
+from holdfast.inference.tensors import STRING, Array, TensorSpec, numpy_dtype
 from holdfast.inference.trial import MEMORY, NOT_A_MODEL, WRONG_OUTPUTS, encode_array
 
 MAX_HEADER_BYTES = 1_048_576  # 1 MiB: sizes and names only
@@ -111,7 +111,7 @@ def _probe(session: ModelSession) -> str:
 
 def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     if spec.dtype != STRING:
-        return np.zeros(shape, dtype=spec.dtype)
+        return np.zeros(shape, dtype=numpy_dtype(spec.dtype))
     array = np.empty(shape, dtype=np.object_)
     array.fill(b"")
     return array

@@ -1,7 +1,7 @@
 """Datatypes of the Open Inference Protocol, and the bytes of one tensor.
 
 Rules: row-major, little-endian; a BYTES element is its length in four bytes, then itself; lengths are checked against
-the shape before anything is allocated. BF16 is refused: neither numpy nor ONNX Runtime's Python binding holds it.
+the shape before anything is allocated. BF16 elements have no form but their bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from holdfast.errors import InvalidTensorError
-from holdfast.inference.tensors import MAX_RANK, STRING, Array, dtype_name
+from holdfast.inference.tensors import BFLOAT16_NAME, MAX_RANK, STRING, Array, dtype_name, numpy_dtype
 
 DTYPE_OF = {
     "BOOL": "bool",
@@ -30,7 +30,8 @@ DTYPE_OF = {
     "FP64": "float64",
     "BYTES": STRING,
 }
-DATATYPE_OF = {dtype: datatype for datatype, dtype in DTYPE_OF.items()}
+BF16 = "BF16"  # beside the table: its elements have no form but their bytes
+DATATYPE_OF = {**{dtype: datatype for datatype, dtype in DTYPE_OF.items()}, BFLOAT16_NAME: BF16}
 MAX_ELEMENTS = 2**40  # far above any message bound; keeps products of hostile dimensions small
 
 _LENGTH = struct.Struct("<I")
@@ -40,12 +41,12 @@ def dtype_of(tensor: str, datatype: str) -> str:
     """The dtype name of a protocol datatype.
 
     Raises:
-        InvalidTensorError: not one of the protocol's datatypes, or BF16.
+        InvalidTensorError: not one of the protocol's datatypes.
     """
     if datatype in DTYPE_OF:
         return DTYPE_OF[datatype]
-    if datatype == "BF16":
-        raise InvalidTensorError(f"input '{tensor}': BF16 is not offered on CPU; export the model with FP32 inputs")
+    if datatype == BF16:
+        return BFLOAT16_NAME
     raise InvalidTensorError(f"input '{tensor}': unknown datatype '{datatype[:20]}'; known: {', '.join(DTYPE_OF)}")
 
 
@@ -81,7 +82,8 @@ def from_raw(tensor: str, datatype: str, shape: Sequence[int], raw: bytes | memo
     count = math.prod(sizes)
     if dtype == STRING:
         return _strings_from_raw(tensor, sizes, count, raw)
-    kind = np.dtype(dtype).newbyteorder("<")
+    native = numpy_dtype(dtype)
+    kind = native.newbyteorder("<")
     if len(raw) != count * kind.itemsize:
         raise InvalidTensorError(
             f"input '{tensor}': expected {count * kind.itemsize} bytes for {datatype}{list(sizes)}, got {len(raw)}"
@@ -89,7 +91,7 @@ def from_raw(tensor: str, datatype: str, shape: Sequence[int], raw: bytes | memo
     flat: Array = np.frombuffer(raw, dtype=kind)
     if dtype == "bool" and len(raw) and flat.view(np.uint8).max() > 1:
         raise InvalidTensorError(f"input '{tensor}': a BOOL byte is neither 0 nor 1")
-    return np.require(flat, dtype=dtype, requirements=["A"]).reshape(sizes)
+    return np.require(flat, dtype=native, requirements=["A"]).reshape(sizes)
 
 
 def to_raw(array: Array) -> bytes:
@@ -109,6 +111,8 @@ def from_elements(tensor: str, datatype: str, shape: Sequence[int], elements: Se
         InvalidTensorError: unknown datatype, another number of elements than the shape's, or one of the wrong kind.
     """
     dtype = dtype_of(tensor, datatype)
+    if datatype == BF16:
+        raise InvalidTensorError(f"input '{tensor}': BF16 has no JSON form; send it as binary data")
     sizes = checked_shape(tensor, shape)
     count = math.prod(sizes)
     if len(elements) != count:

@@ -17,7 +17,7 @@ import numpy as np
 
 from holdfast.errors import InvalidTensorError, RequestError
 from holdfast.inference.pool import ServedModel
-from holdfast.inference.tensors import STRING, Array, TensorRequest, TensorResponse, TensorSpec
+from holdfast.inference.tensors import BFLOAT16, STRING, Array, TensorRequest, TensorResponse, TensorSpec, numpy_dtype
 from holdfast.serving.classification import classified
 from holdfast.serving.datatypes import DATATYPE_OF, datatype_of, from_elements, from_raw, object_array, to_raw
 from holdfast.serving.oip import (
@@ -233,6 +233,8 @@ def _elements(name: str, array: Array) -> list[object]:
             return [bytes(item).decode("utf-8") for item in array.ravel().tolist()]
         except UnicodeDecodeError as error:
             raise InvalidTensorError(f"output '{name}' is not UTF-8; ask for it with {BINARY_OUTPUT}") from error
+    if array.dtype == BFLOAT16:
+        raise InvalidTensorError(f"output '{name}' is BF16, which has no JSON form; ask for it with {BINARY_OUTPUT}")
     if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
         raise InvalidTensorError(
             f"output '{name}' holds NaN or infinity, which JSON cannot carry; ask for it with {BINARY_OUTPUT}"
@@ -241,7 +243,7 @@ def _elements(name: str, array: Array) -> list[object]:
 
 
 def _deduced_shape(spec: TensorSpec, size_bytes: int) -> tuple[int, ...]:
-    count = size_bytes // np.dtype(spec.dtype).itemsize
+    count = size_bytes // numpy_dtype(spec.dtype).itemsize
     fixed = math.prod(size for size in spec.shape if size is not None)
     unknown = spec.shape.count(None)
     if unknown > 1 or (unknown == 1 and (fixed == 0 or count % fixed)):

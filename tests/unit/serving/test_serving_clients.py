@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
@@ -32,13 +33,21 @@ CASES: dict[str, tuple[bytes, str, np.ndarray]] = {
     "large": (models.identity(), "FP32", RNG.standard_normal((200_000, 4)).astype(np.float32)),
     "empty": (models.identity(), "FP32", np.empty((0, 4), dtype=np.float32)),
 }
+MORE_MODELS = {"two": models.two_in_two_out(), "bf16": models.identity(TensorProto.BFLOAT16)}
 CLIENTS = {"grpc": tritonclient.grpc, "http": tritonclient.http}
 
 
 @pytest.fixture(scope="module")
 def address(front: Front) -> Iterator[str]:
     with serving(
-        pool_of({**{name: case[0] for name, case in CASES.items()}, "two": models.two_in_two_out()}), front=front
+        pool_of(
+            {
+                **{name: case[0] for name, case in CASES.items()},
+                "two": models.two_in_two_out(),
+                "bf16": models.identity(TensorProto.BFLOAT16),
+            }
+        ),
+        front=front,
     ) as at:
         yield str(at)
 
@@ -133,6 +142,28 @@ def test_client_sees_health_and_metadata(client: Any) -> None:
     assert list(model["versions"]) == ["1"]
     assert [(t["name"], t["datatype"]) for t in model["outputs"]] == [("sum", "INT64"), ("same", "BOOL")]
     assert [int(size) for size in model["inputs"][0]["shape"]] == [-1]
+
+
+def test_bf16_goes_through_bit_for_bit(kind: ModuleType, client: Any) -> None:
+    x = np.array([[1.0, -2.5, 3.140625, float("inf")]], dtype=ml_dtypes.bfloat16)
+
+    given = kind.InferInput("x", [1, 4], "BF16")
+    given.set_data_from_numpy(x)
+    answer = client.infer("bf16", [given])
+
+    assert np.asarray(answer.as_numpy("y"), dtype=np.float32).tolist() == x.astype(np.float32).tolist()
+    response = answer.get_response()
+    assert (
+        response["outputs"][0]["datatype"] if isinstance(response, dict) else response.outputs[0].datatype
+    ) == "BF16"
+
+
+def test_bf16_has_no_json_form(address: str) -> None:
+    kind = tritonclient.http
+    given = kind.InferInput("x", [1, 4], "BF16")
+    given.set_data_from_numpy(np.zeros((1, 4), dtype=ml_dtypes.bfloat16))
+    with kind.InferenceServerClient(address) as client, pytest.raises(InferenceServerException, match="no JSON form"):
+        client.infer("bf16", [given], outputs=[kind.InferRequestedOutput("y", binary_data=False)])
 
 
 FP32 = CASES["fp32"][2]

@@ -107,7 +107,11 @@ DEFECTS: dict[str, tuple[Change, type[HoldfastError], str]] = {
         "contents beside raw",
     ),
     "datatype_unknown": (_set("datatype", "FP31"), InvalidTensorError, "unknown datatype 'FP31'"),
-    "datatype_bf16": (_set("datatype", "BF16"), InvalidTensorError, "BF16 is not offered"),
+    "bf16_of_the_wrong_length": (
+        _set("datatype", "BF16"),
+        InvalidTensorError,
+        r"expected 4 bytes for BF16\[2\], got 8",
+    ),
     "size_negative": (lambda m: m.inputs[0].shape.__setitem__(0, -2), InvalidTensorError, "below zero"),
     "shape_overflowing": (lambda m: m.inputs[0].shape.extend([2**62] * 4), InvalidTensorError, "more than"),
     "rank_too_high": (lambda m: m.inputs[0].shape.extend([1] * 64), InvalidTensorError, "at most 64 dimensions"),
