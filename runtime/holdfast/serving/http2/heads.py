@@ -27,12 +27,12 @@ VARYING = frozenset(
 
 _RUN = re.compile(rb"[\x81-\xfe]*")  # RFC 7541 6.1: indexed fields, of one byte each
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+\Z")  # RFC 9113 8.2.1: no upper case
-_BAD_VALUE = re.compile(r"[\0\r\n]|\A[ \t]|[ \t]\Z")  # RFC 9113 8.2.1
+_VALUE = re.compile(r"[^\0\r\n]*\Z")  # RFC 9113 8.2.1, but for its ends
 _PSEUDO = frozenset((":method", ":scheme", ":authority", ":path"))
 _OF_CONNECTION = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs 1 us in every call with a deadline or a trace
 class RequestHead:
     """One request's fields. Header names are lower case; values of a repeated name are joined by a comma.
 
@@ -112,7 +112,7 @@ class HeadReader:
                 at = value_at + 1 + (length & 0x7F)
                 raw = block[value_at + 1 : at]
                 value = (huffman.decode(raw) if length & 0x80 else raw).decode("latin-1")
-                if at > end or _BAD_VALUE.search(value):
+                if at > end or _is_bad(value):
                     return None
                 more[name] = value
                 size += len(name) + len(value) + ENTRY_OVERHEAD_BYTES
@@ -195,6 +195,11 @@ def trailers_defect(fields: Iterable[Field]) -> str:
     return ""
 
 
+def _is_bad(value: str) -> bool:
+    """RFC 9113 8.2.1: no NUL, CR or LF; no blank at either end."""
+    return not _VALUE.match(value) or (value != "" and (value[0] in " \t" or value[-1] in " \t"))
+
+
 def _pseudo_defect(name: str, value: str, seen: Mapping[str, str], headers: Mapping[str, str]) -> str:
     if headers:
         return "a pseudo-header after a field"
@@ -202,13 +207,13 @@ def _pseudo_defect(name: str, value: str, seen: Mapping[str, str], headers: Mapp
         return "an unknown pseudo-header"
     if name in seen:
         return "a pseudo-header given twice"
-    return "a forbidden character in a pseudo-header" if _BAD_VALUE.search(value) else ""
+    return "a forbidden character in a pseudo-header" if _is_bad(value) else ""
 
 
 def _field_defect(name: str, value: str) -> str:
     if not _NAME.match(name):
         return "a field name with a forbidden character"
-    if _BAD_VALUE.search(value):
+    if _is_bad(value):
         return "a field value with a forbidden character"
     if name in _OF_CONNECTION or (name == "te" and value != "trailers"):  # RFC 9113 8.2.2
         return "a field that belongs to one connection"

@@ -28,6 +28,8 @@ FAST_DATATYPES = frozenset(DTYPE_OF) - {"BYTES", "BOOL"}  # BYTES has lengths in
 # Tags: field number << 3 | wire type 2 (ModelInferRequest 1, 2, 3, 5, 6, 7; ModelInferResponse 1, 2, 3, 5, 6).
 _NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW = 0x0A, 0x12, 0x1A, 0x2A, 0x32, 0x3A
 
+_PLAIN = OutputForm()
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
@@ -107,7 +109,9 @@ class InferCodec:
         if plan is None:
             return None
         inputs = _contents(plan, head, data, at)
-        return None if inputs is None else InferCall(TensorRequest(model, version, request_id, inputs, plan.outputs))
+        if inputs is None:
+            return None
+        return InferCall(TensorRequest(model, version, request_id, inputs, plan.outputs), _PLAIN)
 
     def _learn(self, declared: bytes) -> _Plan | None:
         plan = None

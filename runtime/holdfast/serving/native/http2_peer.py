@@ -15,6 +15,7 @@ from holdfast.serving import grpc_wire
 from holdfast.serving.grpc_wire import GrpcFault, framed_prefix, is_grpc, status_trailers, timeout_s, unary_message
 from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
+from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.stream import Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
@@ -28,6 +29,8 @@ from holdfast.serving.routes import HttpResponse
 from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, trace_context
 from holdfast.serving.status import status_of
 
+_TRACE_CHARS = 55  # W3C Trace Context 3.2: every valid traceparent of version 00
+_TRACE_PREFIX = encode(((TRACEPARENT, "0" * _TRACE_CHARS),))[:-_TRACE_CHARS]
 CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 
 
@@ -52,7 +55,7 @@ class Http2Peer:
         self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
         self._headed: set[int] = set()  # streams of long calls whose head was sent
         self._seen_s = self._sent_s = self._framed_s = now_s
-        self._is_draining = False
+        self._is_draining = self._has_eof = False
 
     def receive(self, data: bytes) -> None:
         """Bytes from the peer."""
@@ -75,7 +78,7 @@ class Http2Peer:
         while data := machine.take():
             self._link.write(data)
             self._sent_s = self._seen_s
-        if machine.is_ended or (machine.is_drained and not machine.unsent_bytes):
+        if machine.is_ended or ((machine.is_drained or self._has_eof) and not machine.streams):
             self._link.close()
 
     def pause(self) -> None:
@@ -98,7 +101,13 @@ class Http2Peer:
         self._backend.tick.touch(self)
 
     def eof(self) -> bool:
-        """The peer sends no more. Whether it still waits for answers."""
+        """The peer sends no more. Whether it still waits for answers; what it did not send whole gets none."""
+        self._has_eof = True
+        for stream in list(self._machine.streams.values()):
+            if not stream.remote_ended:
+                self._drop(stream)
+                self._machine.reset(stream, ErrorCode.CANCEL)
+        self._backend.tick.touch(self)
         return bool(self._machine.streams)
 
     def lost(self) -> None:
@@ -269,7 +278,8 @@ class Http2Peer:
         headers = stream.head.headers
         trailers = grpc_wire.OK_TRAILERS
         if TRACEPARENT in headers:
-            trailers += encode(trace_context(headers))
+            for _, value in trace_context(headers):  # one, of 55 characters, or none
+                trailers += _TRACE_PREFIX + value.encode()
         self._machine.answer(stream, grpc_wire.HEAD, framed_prefix(len(message)), message, trailers)
         self._backend.tick.touch(self)
 
