@@ -47,7 +47,7 @@ class Traits:
         # by number of rows, where rows may mix: read for every request
         sizes = range(self.mixing.buckets[-1] + 1) if self.mixing.is_allowed else range(1)
         elements = self.run_elements
-        object.__setattr__(self, "alones_s", tuple(self.alone_s(n, n * elements) or math.inf for n in sizes))
+        object.__setattr__(self, "alones_s", tuple(map(_or_never, (self.alone_s(n, n * elements) for n in sizes))))
         object.__setattr__(self, "shares_s", tuple(self.share_s(n, n * elements) for n in sizes))
 
     def alone_s(self, rows: int, elements: int) -> float | None:
@@ -68,6 +68,10 @@ class Traits:
         if 0 < rows <= largest:
             return self.batch_s[largest] * rows / largest
         return self.alone_s(rows, elements) or 0.0
+
+
+def _or_never(time_s: float | None) -> float:
+    return math.inf if time_s is None else time_s
 
 
 UNMEASURED = Traits()

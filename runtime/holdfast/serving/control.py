@@ -99,10 +99,13 @@ class Control:
     def model_config(self, name: str, version: str) -> Value:
         """The configuration as Triton's clients read it. Shapes are whole: `max_batch_size` is 0.
 
+        Its parameters say whether requests of several clients may share a run of this model, and why.
+
         Raises:
             UnknownModelError: it is not served.
         """
         model = self._offer.pool.get(name, version)
+        mixing = model.session.traits.mixing
         served = [int(text) for text in self._offer.pool.versions(name) if text.isdigit() and len(text) < 19]
         return {
             "name": model.name,
@@ -115,6 +118,11 @@ class Control:
             "instance_group": [{"name": f"{model.name}_0", "kind": "KIND_CPU", "count": 1}],
             "default_model_filename": MODEL_FILE,
             "model_transaction_policy": {"decoupled": False},
+            "parameters": {
+                "row_mixing": {"string_value": "allowed" if mixing.is_allowed else "refused"},
+                "row_mixing_reason": {"string_value": mixing.reason},
+                "row_mixing_batches": {"string_value": " ".join(map(str, mixing.buckets))},
+            },
         }
 
     def statistics(self, name: str, version: str) -> Value:

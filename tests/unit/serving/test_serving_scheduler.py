@@ -370,6 +370,38 @@ def test_waiting_is_bounded_in_bytes_and_in_time(options: SchedulerOptions) -> N
     assert value_of(lab.answer("again")) == 2
 
 
+def test_overload_leaves_accepted_requests_their_latency() -> None:
+    """Ten times more comes than the model can do: those accepted wait no longer than the bound says."""
+    lab = Lab(SchedulerOptions(max_wait_s=1.0))
+    session = slow(lab)
+    came_s: dict[str, float] = {}
+    waited_s: dict[str, float] = {}
+
+    def come() -> None:
+        for _ in range(10):
+            name = str(len(came_s))
+            came_s[name] = lab.clock.monotonic_s()
+            then = lambda name=name: waited_s.update({name: lab.clock.monotonic_s() - came_s[name]})  # noqa: E731
+            lab.scheduler.submit([lab.pending(ask(name), then=then)])
+
+    def run_and_be_asked_again(*_: object) -> None:
+        lab.clock.advance(SLOW_S)
+        if len(came_s) < 500:
+            come()
+        lab.loop()
+
+    session.on_run = run_and_be_asked_again
+    come()
+    lab.settle()
+
+    accepted = [name for name, answers in lab.answers.items() if isinstance(answers[0], TensorResponse)]
+    refused = [name for name, answers in lab.answers.items() if isinstance(answers[0], OverloadedError)]
+    assert len(accepted) + len(refused) == len(came_s) == 500
+    assert len(accepted) >= 50  # the model was never idle
+    assert max(waited_s[name] for name in accepted) <= 1.0 + 3 * SLOW_S
+    assert max(waited_s[name] for name in refused) == 0
+
+
 def test_models_take_turns_on_the_loops_thread() -> None:
     lab = Lab(SchedulerOptions(turn_s=0.0))
     order: list[str] = []
