@@ -34,6 +34,8 @@ BF16 = "BF16"  # beside the table: its elements have no form but their bytes
 DATATYPE_OF = {**{dtype: datatype for datatype, dtype in DTYPE_OF.items()}, BFLOAT16_NAME: BF16}
 MAX_ELEMENTS = 2**40  # far above any message bound; keeps products of hostile dimensions small
 
+# numpy spells a dtype's name anew each time, which takes 4 us
+_DATATYPE_OF_DTYPE = {numpy_dtype(dtype): datatype for dtype, datatype in DATATYPE_OF.items()}
 _LENGTH = struct.Struct("<I")
 
 
@@ -52,7 +54,7 @@ def dtype_of(tensor: str, datatype: str) -> str:
 
 def datatype_of(array: Array) -> str:
     """The protocol datatype of an array."""
-    return DATATYPE_OF[dtype_name(array)]
+    return _DATATYPE_OF_DTYPE.get(array.dtype) or DATATYPE_OF[dtype_name(array)]
 
 
 def checked_shape(tensor: str, shape: Sequence[int]) -> tuple[int, ...]:

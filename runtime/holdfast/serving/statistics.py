@@ -85,7 +85,6 @@ class Statistics:
                 entry.waiting.append(event.latency_s)
                 if len(entry.waiting) >= MAX_WAITING:
                     entry.settle()
-                counts.last_utc_ns = self._clock.utc_ns()
             else:
                 counts.errors[event.outcome] = counts.errors.get(event.outcome, 0) + 1
                 counts.failed_s += event.latency_s
@@ -97,6 +96,7 @@ class Statistics:
         with self._lock:
             counts = (self._entries.get(key) or self._open(key)).counts
             counts.runs += 1
+            counts.last_utc_ns = self._clock.utc_ns()
             counts.rows += event.rows
             counts.queue_s += event.queue_s
             counts.compute_s += event.compute_s
