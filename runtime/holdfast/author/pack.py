@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from holdfast.author.reference import Samples, batch_mixing, find_scores, golden_rows, measure_profile, run_rows
-from holdfast.autodiff.build import TrainingGraphs, build_graphs
+from holdfast.autodiff.build import StepOptions, TrainingGraphs, build_graphs
 from holdfast.autodiff.externalise import SplitModel, split_weights
 from holdfast.autodiff.parameters import layout_of
 from holdfast.autodiff.reading import parse_model
@@ -70,13 +70,18 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How devices may train it: samples per step, which parameters ("all" or shell patterns), loss and optimizer."""
+    """How devices may train it: samples per step, which parameters ("all" or shell patterns), loss and optimizer.
+
+    Loss and optimizer are names of the registry, with settings behind a colon ("huber:delta=0.5"). `step` says what a
+    step does beyond them.
+    """
 
     batch: int = 10
     trainable: str | tuple[str, ...] = "all"
     loss: str = "softmax_cross_entropy"
     optimizer: str = "sgd"
     tied: tuple[str, ...] = ()
+    step: StepOptions = field(default_factory=StepOptions)
 
 
 def pack(
@@ -95,7 +100,7 @@ def pack(
         BundleError: a fact or the samples are out of bounds.
         ModelError, InvalidTensorError: the model does not run on the samples as it will be served.
     """
-    graphs = None if training is None else _graphs(model_bytes, training)
+    graphs = None if training is None else build_planned(model_bytes, training)
     split = split_weights(model_bytes, layout=graphs.layout if graphs else _frozen_layout(model_bytes))
     source = ModelSource(split.skeleton, {WEIGHTS_FILE: split.weights} if split.weights else {})
     session = load_session(source)
@@ -141,7 +146,8 @@ def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
     return {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()}
 
 
-def _graphs(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
+def build_planned(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
+    """The graphs of a plan. Raises: AutodiffError: naming what stands in the way."""
     return build_graphs(
         model_bytes,
         batch=training.batch,
@@ -149,6 +155,7 @@ def _graphs(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
         loss=training.loss,
         optimizer=training.optimizer,
         tied=training.tied,
+        options=training.step,
     )
 
 

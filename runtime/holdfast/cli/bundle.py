@@ -13,10 +13,12 @@ from holdfast.cli.command import EXIT_FAILED, EXIT_OK, Command
 from holdfast.errors import StateError, UsageError
 
 if TYPE_CHECKING:
+    from holdfast.author.pack import TrainingPlan
     from holdfast.author.reference import Samples
     from holdfast.bundle.verify import UnverifiedBundle
     from holdfast.trust.keys import PublicKey
 
+LOSS_NAMES = {"cross_entropy": "softmax_cross_entropy"}  # what people type
 MAX_SAMPLES_BYTES = 1_073_741_824  # 1 GiB: reference data on an author's machine
 
 
@@ -58,16 +60,58 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--purpose", required=True, help="what it is meant for")
     parser.add_argument("--labels", default="", metavar="A,B,C", help="names of the classes, in the model's order")
     parser.add_argument("--max-update-norm", type=float, default=0.0, metavar="L2", help="how far rounds may move it")
-    parser.add_argument("--batch", type=int, default=10, help="samples per training step (default: 10)")
-    parser.add_argument("--trainable", action="append", metavar="PATTERN", help="parameters that learn; default: all")
+    add_training_arguments(parser)
     parser.add_argument("--serve-only", action="store_true", help="no training graphs; the weights never change")
     parser.add_argument("--card", type=Path, metavar="FILE.md", help="a model card instead of the short one made here")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME-VERSION.bundle")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how a model may be trained."""
+    parser.add_argument("--batch", type=int, default=10, help="samples per training step (default: 10)")
+    parser.add_argument("--trainable", action="append", metavar="PATTERN", help="parameters that learn; default: all")
+    parser.add_argument(
+        "--loss",
+        default="softmax_cross_entropy",
+        metavar="NAME[:SETTING=VALUE]",
+        help="softmax_cross_entropy (also cross_entropy), binary_cross_entropy, mse, l1, huber:delta=0.5 ...",
+    )
+    parser.add_argument(
+        "--optimizer", default="sgd", metavar="NAME[:SETTING=VALUE]", help="sgd, momentum, nesterov, adam, adamw ..."
+    )
+    parser.add_argument("--tied", action="append", default=[], metavar="PATTERN", help="parameters shared on purpose")
+    parser.add_argument("--batch-norm", choices=("frozen", "averaged", "local"), default="frozen", help="statistics")
+    parser.add_argument("--dropout", action="store_true", help="drop units in training")
+    parser.add_argument("--proximal", action="store_true", help="let rounds pull towards their start (FedProx)")
+    parser.add_argument("--clip-gradients", action="store_true", help="let rounds bound the gradient's norm")
+
+
+def training_plan(arguments: argparse.Namespace) -> TrainingPlan:
+    """What these flags ask for."""
+    from holdfast.author.pack import TrainingPlan
+    from holdfast.autodiff.build import StepOptions
+
+    if arguments.batch < 1:
+        raise UsageError(f"--batch must be 1 or more, got {arguments.batch}")
+    name, colon, settings = arguments.loss.partition(":")
+    return TrainingPlan(
+        batch=arguments.batch,
+        trainable=tuple(arguments.trainable) if arguments.trainable else "all",
+        loss=LOSS_NAMES.get(name, name) + colon + settings,
+        optimizer=arguments.optimizer,
+        tied=tuple(arguments.tied),
+        step=StepOptions(
+            batch_norm=arguments.batch_norm,
+            dropout=arguments.dropout,
+            proximal=arguments.proximal,
+            clip=arguments.clip_gradients,
+        ),
+    )
+
+
 def _pack(arguments: argparse.Namespace) -> int:
-    from holdfast.author.pack import ModelFacts, TrainingPlan, pack
+    from holdfast.author.pack import ModelFacts, pack
     from holdfast.bundle.documents import MAX_TEXT_CHARS
     from holdfast.bundle.verify import read_bundle
     from holdfast.inference.session import MAX_MODEL_BYTES
@@ -85,8 +129,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         max_update_norm=arguments.max_update_norm,
         card=card,
     )
-    trainable = tuple(arguments.trainable) if arguments.trainable else "all"
-    plan = None if arguments.serve_only else TrainingPlan(batch=arguments.batch, trainable=trainable)
+    plan = None if arguments.serve_only else training_plan(arguments)
     model = read_bytes(arguments.model, "model", MAX_MODEL_BYTES)
     print("building the training graphs, measuring the samples, trying the model ...", file=sys.stderr)
     data = pack(model, facts, _read_samples(arguments.samples), signer, training=plan)

@@ -22,7 +22,7 @@ from holdfast.errors import HoldfastError, MissingExtraError, SettingsError, Usa
 ENTRY_POINT_GROUP = "holdfast.commands"
 GROUPS = {
     "agent": "the enrolled device: enrol, run, status",
-    "bundle": "pack, verify and inspect a model bundle",
+    "bundle": "pack, verify and inspect a model bundle; whether a model can be trained",
     "coordinator": "the coordinator: init, run, tokens, devices, models, rounds",
     "evidence": "export evidence, and verify it offline",
     "key": "make the keys of an author or an approver",

@@ -80,7 +80,8 @@ class CheckpointFile:
         Raises: StateError: the disk is full or not writable, or the state is larger than the bound. The file is then
         as it was.
         """
-        arrays = {name: np.ascontiguousarray(value) for name, value in checkpoint.state.items()}
+        # not ascontiguousarray: that would give a scalar, such as a count of steps, an axis
+        arrays = {name: np.asarray(value, order="C") for name, value in checkpoint.state.items()}
         size = sum(array.nbytes for array in arrays.values())
         if size > self._max_bytes:
             raise StateError(f"the state of this training has {size} bytes, a checkpoint at most {self._max_bytes}")

@@ -106,7 +106,7 @@ class PingPongSteps:
 
     def step(self, feeds: Feeds) -> float:
         binding = self._bindings[self._turn]
-        held = {name: np.ascontiguousarray(value) for name, value in feeds.items()}  # alive until the run is over
+        held = {name: np.asarray(value, order="C") for name, value in feeds.items()}  # alive until the run is over
         try:
             for name, value in held.items():
                 binding.bind_cpu_input(name, value)

@@ -1,0 +1,134 @@
+"""Can this model be trained as asked, and what would a step cost? Every node with its rule, or why it is in the way.
+
+The answer is the builder's own: the graphs are built and thrown away. Costs are counted from the static shapes:
+multiply-adds of matrix products and convolutions (Griewank and Walther 2008, section 4.6: a gradient costs 2 more of
+what its node costs forward, one per factor), and bytes of float32. They say which of two models is dearer, not how many
+milliseconds a step takes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from holdfast.author.pack import TrainingPlan, build_planned
+from holdfast.autodiff.parameters import choose_trainable, layout_of
+from holdfast.autodiff.reading import ForwardGraph, is_parameter, parse_model, read_forward
+from holdfast.autodiff.registry import loss_named, rule_for
+from holdfast.autodiff.reverse import active_nodes
+from holdfast.errors import AutodiffError
+
+FLOAT_BYTES = 4
+# gradient, old and new value of a parameter are alive at once; state is old and new; an activation is kept for the way
+# back and has a gradient of its own size
+PARAMETER_COPIES, STATE_COPIES, ACTIVATION_COPIES = 3, 2, 2
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCoverage:
+    """One node. `is_passed`: a gradient goes through it, for the parameters that were asked for."""
+
+    name: str
+    operator: str
+    has_rule: bool
+    is_passed: bool
+    reason: str
+    multiply_adds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one step: multiply-adds forward and in all; bytes of what it holds, without the runtime's own 50 MiB."""
+
+    batch: int
+    parameters: int
+    trainable_parameters: int
+    forward_multiply_adds: int
+    step_multiply_adds: int
+    activation_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """`refusal` is empty if the model is trainable as asked. `cost` is None where shapes could not be found."""
+
+    nodes: tuple[NodeCoverage, ...]
+    refusal: str
+    cost: Cost | None
+
+    @property
+    def is_trainable(self) -> bool:
+        return not self.refusal
+
+
+def measure_coverage(model_bytes: bytes, plan: TrainingPlan) -> Coverage:
+    """Look at every node of a model.
+
+    Raises: AutodiffError: not a valid, self-contained ONNX model, or no such loss.
+    """
+    model = parse_model(model_bytes)
+    names = [tensor.name for tensor in model.graph.initializer if is_parameter(tensor)]
+    head = loss_named(plan.loss).head
+    try:
+        forward = read_forward(model, plan.batch, head)
+    except AutodiffError as error:
+        return Coverage(tuple(_unread(node) for node in model.graph.node), str(error), None)
+    try:
+        chosen = choose_trainable(forward, names, plan.trainable)
+    except AutodiffError as error:
+        return Coverage(tuple(_covered(forward, node, is_passed=False) for node in forward.nodes), str(error), None)
+    passed = {tuple(node.output) for node in active_nodes(forward, chosen)}
+    nodes = tuple(_covered(forward, node, is_passed=tuple(node.output) in passed) for node in forward.nodes)
+    refusal, state_values = "", 0
+    try:
+        state_values = sum(math.prod(tensor.shape) for tensor in build_planned(model_bytes, plan).state)
+    except AutodiffError as error:
+        refusal = str(error)
+    layout = layout_of(model, chosen)
+    forward_cost = sum(node.multiply_adds for node in nodes)
+    activations = sum(math.prod(shape) for name, shape in forward.shapes.items() if name not in forward.initializers)
+    held = layout.element_count + (PARAMETER_COPIES - 1) * layout.trainable_element_count
+    cost = Cost(
+        batch=plan.batch,
+        parameters=layout.element_count,
+        trainable_parameters=layout.trainable_element_count,
+        forward_multiply_adds=forward_cost,
+        step_multiply_adds=forward_cost + 2 * sum(node.multiply_adds for node in nodes if node.is_passed),
+        activation_bytes=FLOAT_BYTES * activations,
+        memory_bytes=FLOAT_BYTES * (held + STATE_COPIES * state_values + ACTIVATION_COPIES * activations),
+    )
+    return Coverage(nodes, refusal, cost)
+
+
+def _unread(node: NodeProto) -> NodeCoverage:
+    has_rule = rule_for(node) is not None
+    reason = "" if has_rule else "no gradient rule; not known whether one is needed"
+    return NodeCoverage(node.name or node.output[0], node.op_type, has_rule, False, reason, 0)
+
+
+def _covered(forward: ForwardGraph, node: NodeProto, *, is_passed: bool) -> NodeCoverage:
+    has_rule = rule_for(node) is not None
+    reason = ""
+    if not has_rule:
+        reason = "no gradient rule for this operator" if is_passed else "no gradient rule, and none is needed here"
+    name = node.name or next(iter(node.output), "")
+    return NodeCoverage(name, node.op_type, has_rule, is_passed, reason, _multiply_adds(forward, node))
+
+
+def _multiply_adds(forward: ForwardGraph, node: NodeProto) -> int:
+    """float32 products that are added up: [.., m, k] x [.., k, n], and a kernel at every place of the output."""
+    shapes = [forward.shapes.get(name, ()) for name in node.input]
+    output = forward.shapes.get(node.output[0], ())
+    if node.op_type == "MatMul" and shapes[0]:
+        return math.prod(output) * shapes[0][-1]
+    if node.op_type == "Gemm" and len(shapes[0]) == 2:
+        transposed = any(each.name == "transA" and each.i for each in node.attribute)
+        return math.prod(output) * shapes[0][0 if transposed else 1]
+    if node.op_type == "Conv" and len(shapes[1]) > 1:
+        return math.prod(output) * math.prod(shapes[1][1:])
+    if node.op_type == "ConvTranspose" and len(shapes[1]) > 1:
+        return math.prod(shapes[0]) * math.prod(shapes[1][1:])
+    return 0
