@@ -15,6 +15,12 @@ import tritonclient.grpc
 from tests.fakes import served_models as models
 from tritonclient.utils import InferenceServerException
 
+from holdfast.cli.command import EXIT_USAGE
+from holdfast.cli.main import main
+from holdfast.clock import SystemClock
+from holdfast.trust.certificates import Authority, create_authority, create_csr, issue_device, issue_server
+from holdfast.trust.keys import PrivateKey
+
 HOLDFAST = [sys.executable, "-m", "holdfast"]
 TIMEOUT_S = 60
 X = np.ones((1, 4), dtype=np.float32)
@@ -97,3 +103,59 @@ def test_tokens_are_asked_for_and_their_file_must_be_private(tmp_path: Path) -> 
             assert unknown.value.status() == "StatusCode.UNAUTHENTICATED"
             answer = client.infer("a", [tensor], headers={"authorization": "Bearer correct-horse-battery"})
             assert answer.as_numpy("y")[0, 0] == 3.0
+
+
+def test_clients_show_certificates_and_only_those_on_the_list_may_ask(tmp_path: Path) -> None:
+    put(tmp_path / "models", "a", 1, models.scale(3.0))
+    now_ns = SystemClock().utc_ns()
+    key = PrivateKey.generate("ecdsa-p256")
+    authority = Authority(key, create_authority(key, "example.org", now_ns))
+    server_key = PrivateKey.generate("ecdsa-p256")
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    (tmp_path / "server.key").write_bytes(server_key.to_pem())
+    (tmp_path / "server.pem").write_bytes(issue_server(authority, server_key.public_key, ("127.0.0.1",), now_ns))
+    for device in ("known", "other"):
+        client_key = PrivateKey.generate("ecdsa-p256")
+        (tmp_path / f"{device}.key").write_bytes(client_key.to_pem())
+        certificate = issue_device(authority, create_csr(client_key, device), device, now_ns)
+        (tmp_path / f"{device}.pem").write_bytes(certificate)
+    flags = ["--tls-certificate", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key")]
+    flags += ["--client-authority", str(tmp_path / "ca.pem"), "--allow-id", "spiffe://example.org/device/known"]
+
+    with served(str(tmp_path / "models"), *flags) as said:
+
+        def client(device: str) -> tritonclient.grpc.InferenceServerClient:
+            return tritonclient.grpc.InferenceServerClient(
+                str(said["listen"]),
+                ssl=True,
+                root_certificates=str(tmp_path / "ca.pem"),
+                private_key=str(tmp_path / f"{device}.key"),
+                certificate_chain=str(tmp_path / f"{device}.pem"),
+            )
+
+        with client("known") as known, client("other") as other:
+            assert ask(known, "a") == 3.0
+            with pytest.raises(InferenceServerException, match="not on the allow-list") as refused:
+                ask(other, "a")
+            assert refused.value.status() == "StatusCode.PERMISSION_DENIED"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--tls-key", "k"], "--tls-certificate and --tls-key go together"),
+        (["--client-authority", "c"], "needs --tls-certificate"),
+        (["--allow-id", "spiffe://a/b"], "--allow-id needs --client-authority"),
+        (["--shared-memory"], "--shared-memory needs --admin-socket"),
+        (["--threads", "2"], "NAME/session.toml"),
+        (["--name", "x"], "each folder is a name"),
+        (["--listen", "0.0.0.0:0"], "neither encryption nor access control"),
+        (["--poll-s", "-1"], "expected --poll-s from 0"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], reason: str
+) -> None:
+    assert main(["serve", str(tmp_path), *flags]) == EXIT_USAGE
+
+    assert reason in capsys.readouterr().err

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.cli.command import EXIT_OK, Command
-from holdfast.cli.serve_folder import IDLE_S, add_access_arguments, rules_from, serve_folder
+from holdfast.cli.serve_folder import IDLE_S, serve_folder
+from holdfast.cli.serve_options import add_access_arguments, options_from
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,19 +55,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from holdfast.serving.server import Address, ServerOptions
-
     if not 1 <= arguments.threads <= 1024 or arguments.trial_memory_mib < 1 or not arguments.trial_timeout_s > 0:
         raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
     if not 0 <= arguments.poll_s <= IDLE_S:
         raise UsageError(f"expected --poll-s from 0 (never) to {IDLE_S:g}")
     is_folder = arguments.model.is_dir()
-    options = ServerOptions(
-        Address.parse(arguments.listen),
-        insecure=arguments.insecure,
-        rules=rules_from(arguments, has_repository=is_folder),
-        admin_socket=arguments.admin_socket,
-    )
+    options = options_from(arguments, has_repository=is_folder)
     return serve_folder(arguments, options) if is_folder else _serve_file(arguments, options)
 
 
