@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from holdfast.serving.server import ServerOptions
 
 MAX_TOKEN_FILE_BYTES = 65_536
+TRITON_PORTS = (8000, 8001)  # where clients of Triton look for HTTP and for gRPC
 
 
 def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say who may do what; for a file and for a folder of models."""
     parser.add_argument(
         "--front", choices=("native", "grpcio"), default="native", help="grpcio is the fallback, slower and without TLS"
+    )
+    parser.add_argument(
+        "--triton-ports", action="store_true", help="listen on 8000 and 8001 too, where clients of Triton look"
     )
     parser.add_argument("--insecure", action="store_true", help="allow an address that other machines can reach")
     parser.add_argument(
@@ -66,8 +70,11 @@ def options_from(arguments: argparse.Namespace, *, has_repository: bool) -> Serv
         raise UsageError("--client-authority needs --tls-certificate and --tls-key")
     if arguments.allow_id and arguments.client_authority is None:
         raise UsageError("--allow-id needs --client-authority: without it nobody can show an id")
+    listen = Address.parse(arguments.listen)
+    triton_ports = tuple(Address(listen.host, port) for port in TRITON_PORTS) if arguments.triton_ports else ()
     return ServerOptions(
-        Address.parse(arguments.listen),
+        listen,
+        triton_ports,
         insecure=arguments.insecure,
         rules=_rules_from(arguments, has_repository=has_repository),
         admin_socket=arguments.admin_socket,

@@ -68,20 +68,21 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where to listen, and how much to take. Port 0 = one that is free.
+    """Where to listen, and how much to take. Port 0 = one that is free. Every address speaks gRPC and HTTP.
 
     front: "native" serves everything on one loop; "grpcio" is the fallback on other people's gRPC, without TLS.
     memoise: of the native front: remember heads of messages; off, the same bytes go out, only later.
     """
 
     listen: Address = Address("127.0.0.1", DEFAULT_PORT)
+    also_listen: tuple[Address, ...] = ()
     insecure: bool = False
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_connections: int = 512
     max_in_flight: int = MAX_IN_FLIGHT
     rules: AccessRules = OPEN
     admin_socket: Path | None = None
-    front: Front = "grpcio"
+    front: Front = "native"
     tls: TlsFiles | None = None
     memoise: bool = True
 
@@ -108,6 +109,7 @@ class Server:
         control = Control(Offer(pool, self._service, statistics, clock, options.rules, repository, regions))
         self._table = RpcTable(control, self._service, clock)
         self._routes = Routes(control, self._service)
+        self.addresses: tuple[Address, ...] = ()
         self._clock = clock
         self._doors: list[GrpcioDoor] = []
         self._native: NativeFront | None = None
@@ -124,26 +126,35 @@ class Server:
         if options.tls is not None and options.front != "native":
             raise UsageError("TLS is offered by the native front only; choose --front native")
         tls = None if options.tls is None else ServerTls(options.tls)
-        listener, is_loopback = _listen(options)
-        host, port = listener.getsockname()[:2]
         limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
-        listeners = [(listener, Origin(is_admin=False, is_local=is_loopback))]
-        if options.admin_socket is not None:
-            try:
-                listeners.append((listen_privately(options.admin_socket), Origin(is_admin=True)))
-            except UsageError:
-                listener.close()
-                raise
+        listeners = self._open_listeners()
         if options.front == "native":
             self._start_native(
                 [Listener(at, of.is_admin, of.is_local, None if of.is_admin else tls) for at, of in listeners]
             )
-            return Address(str(host), int(port))
+            return self.addresses[0]
         for opened, origin in listeners:
             door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
             self._doors.append(door)
             door.start(opened)
-        return Address(str(host), int(port))
+        return self.addresses[0]
+
+    def _open_listeners(self) -> list[tuple[socket.socket, Origin]]:
+        """All listeners, or none: the public ones in the order of `addresses`, then the admin socket."""
+        options = self._options
+        opened: list[tuple[socket.socket, Origin]] = []
+        try:
+            for address in (options.listen, *options.also_listen):
+                listener, is_loopback = _listen(options, address)
+                opened.append((listener, Origin(is_admin=False, is_local=is_loopback)))
+            self.addresses = tuple(Address(*at.getsockname()[:2]) for at, _ in opened)
+            if options.admin_socket is not None:
+                opened.append((listen_privately(options.admin_socket), Origin(is_admin=True)))
+        except UsageError:
+            for listener, _ in opened:
+                listener.close()
+            raise
+        return opened
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Drain within `deadline_s`, then end what is left. Does nothing if not started."""
@@ -218,9 +229,8 @@ def listen_privately(path: Path) -> socket.socket:
     return listener
 
 
-def _listen(options: ServerOptions) -> tuple[socket.socket, bool]:
-    """The public listener, and whether only this machine can reach it."""
-    address = options.listen
+def _listen(options: ServerOptions, address: Address) -> tuple[socket.socket, bool]:
+    """A public listener, and whether only this machine can reach it."""
     try:
         family, _, _, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -21,6 +21,7 @@ from tests.fakes import served_models as models
 from tests.fakes.serving import TIMEOUT_S, call, pool_of, serving
 from tritonclient.utils import InferenceServerException
 
+from holdfast.errors import UsageError
 from holdfast.serving import reflection_v1_pb2, reflection_v1alpha_pb2
 from holdfast.serving.rpc import HEALTH
 from holdfast.serving.server import Address, Front, Server, ServerOptions
@@ -254,3 +255,30 @@ def test_trace_context_comes_back_with_the_answer(address: str) -> None:
 
     metadata = dict(got.initial_metadata()) | dict(got.trailing_metadata())
     assert metadata["traceparent"] == trace
+
+
+def test_every_further_address_answers_like_the_first(front: Front) -> None:
+    here = Address("127.0.0.1", 0)
+    server = Server(pool_of(MODELS), options=ServerOptions(here, (here, here), front=front))
+    server.start()
+    try:
+        assert len({address.port for address in server.addresses}) == 3
+        for address in server.addresses:
+            for kind in CLIENTS.values():
+                with kind.InferenceServerClient(str(address)) as client:
+                    assert client.infer("double", [tensor(kind)]).as_numpy("y").tolist() == (2 * X).tolist()
+    finally:
+        server.stop(2.0)
+
+
+def test_address_in_use_leaves_none_open(front: Front) -> None:
+    here = Address("127.0.0.1", 0)
+    first = Server(pool_of(MODELS), options=ServerOptions(here, front=front))
+    taken = first.start()
+    try:
+        second = Server(pool_of(MODELS), options=ServerOptions(here, (taken,), front=front))
+        with pytest.raises(UsageError, match="in use by another program"):
+            second.start()
+        second.stop(1.0)
+    finally:
+        first.stop(2.0)
