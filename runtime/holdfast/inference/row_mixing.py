@@ -5,7 +5,8 @@ rows on the first axis, so that row i of an answer is a function of row i of the
 `probe_rows` runs the loaded session: in every batch size and at every position, beside neighbours of very different
 scale, NaN and infinity, each row's answer has the same bits as alone. Sizes that were not probed are never mixed.
 
-Why bits and not a tolerance: an answer can be audited by running the request again by itself.
+Why bits and not a tolerance: an answer can be audited by running the request again by itself. Why both proofs:
+runtime/decisions/0008-rows-of-strangers-share-a-run-only-when-proven.md.
 """
 
 from __future__ import annotations
