@@ -82,7 +82,7 @@ def _read_toml(path: Path) -> dict[str, object]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"settings file {path} is not valid TOML: {error}") from error
 
 
@@ -119,7 +119,7 @@ def _check(field: dataclasses.Field[Any], hint: object, value: object, *, source
     if kind is Path and isinstance(value, str):
         value = Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = _as_float(field, value, source)
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     wrong_bool = isinstance(value, bool) and kind is not bool
@@ -132,6 +132,15 @@ def _check(field: dataclasses.Field[Any], hint: object, value: object, *, source
     if too_low or too_high or (choices and value not in choices):
         raise SettingsError(f"setting '{field.name}' in {source} is {value!r}; allowed: {_allowed(field)}")
     return value
+
+
+def _as_float(field: dataclasses.Field[Any], value: int, source: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise SettingsError(
+            f"setting '{field.name}' in {source} is past every float; allowed: {_allowed(field)}"
+        ) from error
 
 
 def _allowed(field: dataclasses.Field[Any]) -> str:

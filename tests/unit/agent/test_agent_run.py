@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from tests.fakes.policies import DAY_NS, make_policy
 from holdfast.agent import Agent, open_parts, read_status
 from holdfast.clock import SystemClock
 from holdfast.config import AgentConfig
-from holdfast.errors import PolicyError, SettingsError, StateError
+from holdfast.errors import PolicyError, SettingsError, StateError, UsageError
 from holdfast.identity.device import Device
 from holdfast.identity.state import open_state
 from holdfast.lifecycle import Stop, run
@@ -170,6 +172,23 @@ def test_a_bad_setting_refuses_the_start(tmp_path: Path, text: str) -> None:
 
     with pytest.raises(SettingsError):
         load(AgentConfig, path=tmp_path / "agent.toml", environment={})
+
+
+def test_a_port_in_use_is_named_and_what_was_measured_is_kept(coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    device = enrol_device(coordinator, tmp_path / "device")
+    with running_agent(tmp_path / "device"):
+        wait_for(lambda: len(reports(coordinator, device)) > 1)
+    before = read_status(open_state(tmp_path / "device"), SystemClock())["records"]
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname()[:2])
+        with pytest.raises(UsageError, match=f"port {taken.getsockname()[1]} on 127.0.0.1 is in use"):
+            with running_agent(tmp_path / "device", dataclasses.replace(CONFIG, listen=address)):
+                pytest.fail("it started")
+
+    assert read_status(open_state(tmp_path / "device"), SystemClock())["records"] == before
+    with running_agent(tmp_path / "device"):  # as soon as it may listen again, its chain goes on
+        wait_for(lambda: len(reports(coordinator, device)) > int(str(before)))
 
 
 def test_a_path_setting_is_read_from_toml_and_flag(tmp_path: Path) -> None:

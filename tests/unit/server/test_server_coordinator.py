@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import stat
 from collections.abc import Iterator
@@ -340,6 +341,20 @@ def test_folder_of_a_newer_version_is_refused(state: StateFolder) -> None:
 
     with pytest.raises(StateError, match="version '2'"):
         open_state(state.path)
+
+
+def test_folder_that_is_not_writable_is_refused_before_anything_listens(
+    state: StateFolder, clock: ShiftedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in state.path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # what a read-only mount answers, also to root
+    coordinator = Coordinator(state.path, SETTINGS, clock)
+
+    with pytest.raises(StateError, match=r"state folder .* is not writable by this user"):
+        coordinator.start()
+
+    assert coordinator.addresses == {}
+    assert {path: path.read_bytes() for path in state.path.rglob("*") if path.is_file()} == before
 
 
 def test_folder_that_is_none_is_refused(tmp_path: Path) -> None:
