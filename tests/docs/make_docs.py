@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from holdfast import errors
@@ -159,13 +160,28 @@ def _errors(_: str) -> str:
 
 
 def _gradients(_: str) -> str:
-    from holdfast.autodiff.registry import LOSSES, OPTIMIZERS, RULES
+    from holdfast.autodiff.reading import EXPANDED
+    from holdfast.autodiff.registry import FAMILIES, LOSSES, OPTIMIZERS
 
-    rules = [(f"`{name}`", f"`{RULES[name].formula}`") for name in sorted(RULES)]
-    others = (
-        f"Losses: {', '.join(f'`{name}`' for name in LOSSES)}. Optimizers: {', '.join(f'`{n}`' for n in OPTIMIZERS)}."
-    )
-    return table(("operator", "gradient"), rules) + "\n\n" + others
+    rows = [
+        (f"`{rule.operator}`", f"`{rule.formula}`", f"[`{name}`](holdfast/autodiff/{name}.py)")
+        for name, family in ((family.__name__.rpartition(".")[2], family) for family in FAMILIES)
+        for rule in family.RULES
+    ]
+    written = f"Written out by their definitions first: {', '.join(f'`{name}`' for name in EXPANDED)}."
+    choices = {"Losses": LOSSES, "Optimizers": OPTIMIZERS}
+    made = [f"{kind}: {', '.join(_with_settings(known))}." for kind, known in choices.items()]
+    counted = f"{len(rows)} operators have a rule."
+    return "\n\n".join([table(("operator", "gradient", "where"), sorted(rows)), counted, written, *made])
+
+
+def _with_settings(known: Mapping[str, Callable[..., object]]) -> list[str]:
+    """Each name with what can be set behind a colon, and its default."""
+    found = []
+    for name, make in known.items():
+        settings = [f"{key}={each.default}" for key, each in inspect.signature(make).parameters.items()]
+        found.append(f"`{name}`" + (f" (`{', '.join(settings)}`)" if settings else ""))
+    return found
 
 
 def _codecs(_: str) -> str:

@@ -40,12 +40,11 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 # Operators without a rule of their own that the specification defines by others: written out before differentiation.
 EXPANDED = (
     "Attention",
-    "CastLike",
+    "RotaryEmbedding",
     "MeanVarianceNormalization",
     "NegativeLogLikelihoodLoss",
-    "RotaryEmbedding",
-    "Shrink",
     "ThresholdedRelu",
+    "CastLike",  # last: the others' definitions use it
 )
 # shape arithmetic may need the result of shape arithmetic; each round knows more than the last
 MAX_FOLDING_ROUNDS = 8
@@ -209,14 +208,23 @@ def _modernise(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the operators of EXPANDED written out. Their definitions may need the types of their inputs."""
-    if not any(node.op_type in EXPANDED and node.domain in DEFAULT_DOMAINS for node in model.graph.node):
-        return model
-    names = [(domain, name) for name in EXPANDED for domain in DEFAULT_DOMAINS]
-    typed = shape_inference.infer_shapes(model, data_prop=True)
-    made = inliner.inline_selected_functions(typed, names, exclude=False, inline_schema_functions=True)
-    del made.graph.value_info[:]
-    return made
+    """The model with the operators of EXPANDED written out, one kind after the other.
+
+    A definition may depend on the types of its inputs, and use another operator of the list.
+    """
+    for name in EXPANDED:
+        if not any(node.op_type == name and node.domain in DEFAULT_DOMAINS for node in model.graph.node):
+            continue
+        typed = shape_inference.infer_shapes(model, data_prop=True)
+        typed.graph.value_info.extend(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            for tensor in typed.graph.initializer
+        )
+        model = inliner.inline_selected_functions(
+            typed, [(domain, name) for domain in DEFAULT_DOMAINS], exclude=False, inline_schema_functions=True
+        )
+        del model.graph.value_info[:]
+    return model
 
 
 def _inferred(

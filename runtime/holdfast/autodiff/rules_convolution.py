@@ -28,12 +28,18 @@ def _convolution(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     windows = read_windows(view, view.input_shape(0)[2:], view.output_shape()[2:], weight[2:])
     dx = dw = None
     if view.wants(0):
-        flipped = windows.is_plain and all(a <= s - 1 for a, s in zip(windows.before, windows.span, strict=True))
-        lower = _input_by_flipping if flipped and not any(windows.unread) else _input_by_transposing
+        lower = _input_by_flipping if _can_flip(windows) else _input_by_transposing
         dx = lower(out, view.inputs[1], dy, windows, weight)
     if view.wants(1):
         dw = weight_gradient(out, view.inputs[0], dy, windows, (view.input_shape(0)[0], weight[0], weight[1]))
     return [dx, dw, _bias(view, out, dy)]
+
+
+def _can_flip(windows: Windows) -> bool:
+    """Stride 1 and no window that lies in the padding alone: the way back would need negative pads."""
+    wide = zip(windows.before, windows.after, windows.span, strict=True)
+    inside = all(before < span and after < span for before, after, span in wide)
+    return windows.is_plain and inside and not any(windows.unread)
 
 
 def _transposed_convolution(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:

@@ -27,6 +27,7 @@ from holdfast.autodiff.build import LABELS, LOSS, TrainingGraphs
 from holdfast.autodiff.externalise import WEIGHTS_LOCATION, join_weights
 from holdfast.autodiff.optimizer import Probe
 from holdfast.autodiff.reading import DataInput
+from holdfast.autodiff.reference_operators import OPERATORS
 from holdfast.autodiff.registry import optimizer_named
 from holdfast.autodiff.update import ANCHOR, CLIP_NORM, LEARNING_RATE, NEW, PROXIMAL_MU
 from holdfast.errors import AutodiffError
@@ -234,12 +235,15 @@ def _float64_evaluator(graph: bytes, weights: bytes, layout: FlatLayout) -> Refe
     for tensor in model.graph.initializer:
         _widen(tensor)
     for node in model.graph.node:
+        if node.op_type == "ConstantOfShape" and not node.attribute:  # float32 zeros by default
+            zero = numpy_helper.from_array(np.zeros(1, dtype=np.float64))
+            node.attribute.append(onnx.helper.make_attribute("value", zero))
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.DOUBLE
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _widen(attribute.t)
-    return ReferenceEvaluator(model)
+    return ReferenceEvaluator(model, new_ops=list(OPERATORS))
 
 
 def _widen(tensor: TensorProto) -> None:

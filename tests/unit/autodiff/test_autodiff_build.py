@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tests.fakes.models import classifier, he_mlp
 
+from holdfast.autodiff import reading
 from holdfast.autodiff.build import TrainingGraphs, build_graphs
 from holdfast.autodiff.emission import IR_VERSION
 from holdfast.autodiff.externalise import split_weights
@@ -70,7 +71,7 @@ def test_graphs_are_the_same_bytes_each_time() -> None:
     assert build_graphs(model, batch=5) == build_graphs(model, batch=5)
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 20, 23])
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 20, 23, onnx.defs.onnx_opset_version()])
 def test_graphs_of_every_operator_set_train_alike(opset: int) -> None:
     labels = np.array([0, 1, 2, -1])
     model = he_mlp([4, 8, 3], opset=opset)
@@ -174,6 +175,117 @@ def test_functions_are_inlined() -> None:
     graphs = build_graphs(model.SerializeToString(), batch=2)
 
     assert check_gradients(graphs, split_weights(model.SerializeToString()).weights).passed
+
+
+EXPANDED = {
+    "Attention": (
+        [
+            *(node("MatMul", ["x", name], [name.upper()]) for name in ("q", "k", "v")),
+            node("Attention", ["Q", "K", "V"], ["y"], q_num_heads=2, kv_num_heads=2, is_causal=1),
+        ],
+        {"q": (6, 6), "k": (6, 6), "v": (6, 6)},
+        24,
+    ),
+    "MeanVarianceNormalization": (
+        [node("Mul", ["x", "w"], ["h"]), node("MeanVarianceNormalization", ["h"], ["y"], axes=[0, 2])],
+        {"w": (4, 1)},
+        20,
+    ),
+    "ThresholdedRelu": (
+        [node("Mul", ["x", "w"], ["h"]), node("ThresholdedRelu", ["h"], ["y"], alpha=0.2)],
+        {"w": (4, 1)},
+        20,
+    ),
+    "CastLike": ([node("Mul", ["x", "w"], ["h"]), node("CastLike", ["h", "x"], ["y"])], {"w": (4, 1)}, 20),
+    "RotaryEmbedding": (
+        [
+            node("MatMul", ["x", "w"], ["h"]),
+            node("RotaryEmbedding", ["h", "cosine", "sine", "places"], ["y"], num_heads=2),
+        ],
+        {"w": (6, 8), "cosine": (4, 2), "sine": (4, 2)},
+        23,
+    ),
+    "NegativeLogLikelihoodLoss": (
+        [
+            node("Flatten", ["x"], ["flat"]),
+            node("MatMul", ["flat", "w"], ["h"]),
+            node("LogSoftmax", ["h"], ["l"], axis=1),
+            node("NegativeLogLikelihoodLoss", ["l", "classes"], ["u"], reduction="none"),
+            node("Unsqueeze", ["u", "one"], ["y"]),
+        ],
+        {"w": (24, 4)},
+        20,
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", EXPANDED)
+def test_operators_that_others_define_are_written_out_and_learn(operator: str) -> None:
+    nodes, shapes, opset = EXPANDED[operator]
+    rng = np.random.default_rng(0)
+    width = {"RotaryEmbedding": 32, "NegativeLogLikelihoodLoss": 1}.get(operator, 24)
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in {**shapes, "m": (width, 3)}.items()
+    }
+    weights |= {"classes": np.array([0, 1, 2]), "one": np.array([1]), "places": np.tile(np.arange(4), (3, 1))}
+    end = [node("Flatten", ["y"], ["f"]), node("MatMul", ["f", "m"], ["logits"])]
+    model = classifier([*nodes, *end], weights, inputs={"x": ("batch", 4, 6)}, opset=opset)
+
+    graphs = build_graphs(model, batch=3)
+
+    assert set(EXPANDED) == set(reading.EXPANDED)
+    assert operator not in {each.op_type for each in onnx.load_model_from_string(graphs.train).graph.node}
+    assert check_gradients(graphs, split_weights(model).weights).directional_error < 1e-5
+
+
+RNN_WEIGHTS = {"W": (1, 8, 3), "R": (1, 8, 2)}
+REFUSED_FORMS = {
+    "slice_with_bounds_from_data": (
+        [node("Slice", ["h", "bounds", "bounds"], ["y"], name="it")],
+        r"the shape of 'y', made by node 'it' \(Slice\), is not static",
+    ),
+    "einsum_of_a_diagonal": ([node("Einsum", ["h"], ["y"], name="it", equation="bii->bi")], r"'it' \(Einsum\)"),
+    "scatter_with_product": (
+        [node("ScatterElements", ["h", "places", "h"], ["y"], name="it", reduction="mul")],
+        r"'it' \(ScatterElements\): reduction 'mul'",
+    ),
+    "lstm_with_peepholes": (
+        [node("LSTM", ["h", "W", "R", "", "", "", "", "P"], ["y"], name="it", hidden_size=2)],
+        r"'it' \(LSTM\): peepholes",
+    ),
+    "lstm_with_other_activations": (
+        [node("LSTM", ["h", "W", "R"], ["y"], name="it", hidden_size=2, activations=["Tanh", "Tanh", "Tanh"])],
+        r"'it' \(LSTM\): the activations Tanh, Tanh, Tanh",
+    ),
+    "double_precision_inside": (
+        [
+            node("Cast", ["h"], ["d"], to=TensorProto.DOUBLE),
+            node("Exp", ["d"], ["e"], name="it"),
+            node("Cast", ["e"], ["y"], to=1),
+        ],
+        r"'it' \(Exp\) does not compute in float32",
+    ),
+    "layer_norm_whose_mean_is_used": (
+        [node("LayerNormalization", ["h", "s"], ["n", "mean"], name="it"), node("Add", ["n", "mean"], ["y"])],
+        r"'it' \(LayerNormalization\): its statistics are used",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED_FORMS)
+def test_build_names_the_node_whose_form_has_no_gradient(form: str) -> None:
+    nodes, message = REFUSED_FORMS[form]
+    rng = np.random.default_rng(0)
+    shapes = {"w": (3, 3), "s": (3,), "P": (1, 6), **RNN_WEIGHTS}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["places"] = np.zeros((2, 3, 3), np.int64)
+    data = [node("ReduceMax", ["x"], ["top"], keepdims=0), node("Cast", ["top"], ["i"], to=TensorProto.INT64)]
+    begin = [*data, node("Unsqueeze", ["i", "zero"], ["bounds"]), node("MatMul", ["x", "w"], ["h"])]
+    end = [node("Reshape", ["y", "two"], ["r"]), node("ReduceSum", ["r", "one"], ["logits"], keepdims=0)]
+    weights |= {"zero": np.array([0]), "two": np.array([2, -1, 3]), "one": np.array([1])}
+
+    with pytest.raises(AutodiffError, match=message):
+        build_graphs(classifier([*begin, *nodes, *end], weights, inputs={"x": ("batch", 3, 3)}), batch=2)
 
 
 def shared_model() -> bytes:

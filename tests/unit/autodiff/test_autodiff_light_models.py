@@ -1,0 +1,81 @@
+"""The nine light models of the onnx package: all build, and their gradients are right in whole.
+
+Their weights are nodes that make constants; the constants become initializers, drawn anew from a seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ad
+import pytest
+from onnx import numpy_helper
+from tests.fakes.step_runs import session, step_gradients, trainable_of
+
+from holdfast.autodiff.build import build_graphs
+from holdfast.autodiff.externalise import join_weights, split_weights
+
+FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+GROUPED = {"light_bvlc_alexnet", "light_shufflenet"}  # onnx-ad has no gradient by the weight of a grouped convolution
+MODELS = sorted(path.stem for path in FOLDER.glob("*.onnx"))
+TOLERANCE = 5e-6  # relative 2-norm over the whole gradient, against another engine
+DIFFERENCE_STEP, DIFFERENCE_TOLERANCE = 1e-3, 1e-2  # float32 sees kinks and rounding; a wrong rule is off by far more
+
+
+def redrawn(name: str) -> bytes:
+    model = onnx.load(FOLDER / f"{name}.onnx")
+    graph = model.graph
+    rng = np.random.default_rng(0)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made = [node for node in graph.node if node.op_type == "ConstantOfShape"]
+    kept = [node for node in graph.node if node.op_type != "ConstantOfShape"]
+    variances = {node.input[4] for node in kept if node.op_type == "BatchNormalization"}
+    for node in made:
+        shape = tuple(int(size) for size in constants[node.input[0]])
+        values = rng.standard_normal(shape, dtype=np.float32)
+        if node.output[0] in variances:
+            values = np.abs(values) + np.float32(0.5)
+        else:
+            values *= np.float32(np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1)
+        graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    del graph.node[:], graph.input[:]
+    graph.node.extend(kept)
+    graph.input.extend(inputs)
+    model.ir_version = 8  # from 4 on, initializers need not be inputs
+    return model.SerializeToString()
+
+
+def test_the_collection_is_there() -> None:
+    assert len(MODELS) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_light_model_learns_as_differences_and_onnx_ad_say(name: str) -> None:
+    model = redrawn(name)
+    graphs, weights = build_graphs(model, batch=1), split_weights(model).weights
+    data = graphs.data_inputs[0]
+    x = np.random.default_rng(1).standard_normal(data.shape, dtype=np.float32)
+    feeds = {data.name: x, "labels": np.array([3])}
+
+    gradients, _, loss = step_gradients(graphs, weights, feeds)
+
+    norm = float(np.sqrt(sum((gradient**2).sum() for gradient in gradients.values())))
+    before = trainable_of(graphs, weights)
+    run, step = session(graphs.loss, weights), DIFFERENCE_STEP * loss / norm
+    losses = []
+    for sign in (1, -1):
+        moved = {n: (v + sign * step / norm * gradients[n]).astype(np.float32) for n, v in before.items()}
+        losses.append(float(run.run(["loss"], {**moved, **feeds})[0]))
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(norm, rel=DIFFERENCE_TOLERANCE)
+    if name not in GROUPED:
+        whole = onnx.load_model_from_string(join_weights(graphs.loss, weights, graphs.layout))
+        adjoint = onnx_ad.reverse(whole, inputs=list(before), outputs=["loss"], layout="onnx").SerializeToString()
+        seeded = {**before, **feeds, "adj_loss": np.ones(1, np.float32)}
+        found = session(adjoint, weights).run([f"adj_{each}" for each in before], seeded)
+        apart = sum(((other[..., 0] - gradients[n]) ** 2).sum() for n, other in zip(before, found, strict=True))
+        assert np.sqrt(apart) <= TOLERANCE * norm
