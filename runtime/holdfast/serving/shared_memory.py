@@ -3,8 +3,8 @@
 Rules: a key is one plain name in the folder of shm_open(3), never a path, never a link; offset and size are checked
 against the file when it is registered and again at every use; regions are few, and one tensor is bounded. Bytes are
 copied by pread and pwrite.
-Why not mmap (decisions/0009): a client that truncates its file would end this process with SIGBUS, and one that changes it
-during a run would change a tensor after it was checked.
+Why not mmap (decisions/0009): a client that truncates its file would end this process with SIGBUS, and one that
+changes it during a run would change a tensor after it was checked.
 """
 
 from __future__ import annotations

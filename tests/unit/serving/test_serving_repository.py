@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from tests.fakes import served_models as models
+from tests.fakes.serving import INFER, TIMEOUT_S
 
 from holdfast.errors import ModelError, SettingsError, UnknownModelError, UsageError
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSession, ModelSource, load_session
 from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.serving import oip
 from holdfast.serving.repository import FolderRepository, prepare_safely
 from holdfast.serving.repository_folder import ModelSettings, root_of, scan, settings_of
+from holdfast.serving.server import Address, Front, Server, ServerOptions
 
 X = np.ones((1, 4), dtype=np.float32)
 
@@ -290,3 +295,32 @@ def test_model_with_external_data_is_loaded(shop: Shop) -> None:
     shop.repository.load("a")
 
     assert shop.answer("a") == ("1", 1.0)
+
+
+def test_no_call_fails_while_a_server_reloads(tmp_path: Path, front: Front) -> None:
+    put(tmp_path, "a", 1, models.scale(1.0))
+    shop = Shop(tmp_path)
+    shop.repository.load_all()
+    server = Server(shop.pool, options=ServerOptions(Address("127.0.0.1", 0), front=front), repository=shop.repository)
+    address = server.start()
+    request = oip.encode_request(TensorRequest("a", "", "", {"x": X}))
+    stop, versions = threading.Event(), set()
+
+    def ask() -> None:
+        with grpc.insecure_channel(str(address)) as channel:
+            infer = channel.unary_unary(INFER)
+            while not stop.is_set():
+                versions.add(oip.decode_response(infer(request, timeout=TIMEOUT_S)).version)
+
+    with ThreadPoolExecutor(2) as askers:
+        asking = [askers.submit(ask) for _ in range(2)]
+        for version in range(2, 6):
+            put(tmp_path, "a", version, models.scale(float(version)))
+            shop.repository.load("a")
+        stop.set()
+        for one in asking:
+            one.result(TIMEOUT_S)
+    server.stop(2.0)
+
+    assert versions <= {"1", "2", "3", "4", "5"}
+    assert versions
