@@ -1,18 +1,25 @@
 """One training step of a perceptron on the stock runtime, beside its forward run, and beside torch where that is there.
 
 64-64-64-10, batch 10, float32, plain SGD, one thread everywhere; the model and sizes of the digits demonstration.
+Beside torch, where that is installed, the nets of McMahan et al. 2017: 784-200-200-10 and their CNN, at batches of 10
+and 32, with the peak memory of a whole process each.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from benchmarks.harness import Figures, NotRun, Options, Outcome, compare, timed
+from benchmarks.training_nets import NETS, Net
+from benchmarks.training_steps import our_step, torch_step
 from tests.fakes.models import he_mlp
 
 from holdfast.autodiff.build import build_graphs
@@ -24,6 +31,8 @@ from holdfast.learn.training import TrainSettings
 SIZES, BATCH = (64, 64, 64, 10), 10
 STEPS = 700  # per block: the 1,400 samples of the demonstration, five epochs
 SAMPLES, EPOCHS = 1_400, 5
+BATCHES = (10, 32)
+MEMORY_STEPS = 100  # the peak is reached in the first few
 
 
 def run(options: Options) -> list[Outcome]:
@@ -45,9 +54,34 @@ def run(options: Options) -> list[Outcome]:
     outcomes += compare("training/local", a, whole, options.rounds)
     if importlib.util.find_spec("torch") is None:
         return [*outcomes, NotRun("training/torch", "torch is not installed; nothing of Holdfast needs it")]
-    torch_step = _torch_step(x[:BATCH], y[:BATCH])
-    a = ("torch eager step", lambda: timed(torch_step, count))
-    return [*outcomes, *compare("training/torch", a, b, options.rounds)]
+    for net in NETS:
+        for batch in BATCHES:
+            outcomes += _beside_torch(net, batch, options)
+    return outcomes
+
+
+def _beside_torch(net: Net, batch: int, options: Options) -> list[Outcome]:
+    """Time of a step in this process, and the peak memory of fresh ones that do a hundred."""
+    name, count = f"training/{net.name}-{batch}", options.count(net.steps)
+    model = net.onnx()
+    graph = build_graphs(model, batch=batch).train
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(model).graph.initializer}
+    ours, theirs = our_step(graph, weights, net.shape, batch), torch_step(net.name, net.shape, batch)
+    a = ("torch eager step", lambda: timed(theirs, count))
+    outcomes = compare(name, a, ("our step", lambda: timed(ours, count)), options.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        path, arrays = Path(folder) / "train.onnx", Path(folder) / "weights.npz"
+        path.write_bytes(graph)
+        np.savez(arrays, **weights)
+        sizes = ["x".join(map(str, net.shape)), str(batch), str(MEMORY_STEPS)]
+        a = ("torch, a whole process", lambda: _peak("torch", net.name, "-", *sizes))
+        b = ("ours, a whole process", lambda: _peak("ours", str(path), str(arrays), *sizes))
+        return [*outcomes, *compare(name, a, b, 3)]
+
+
+def _peak(*arguments: str) -> Figures:
+    command = [sys.executable, "-m", "benchmarks.training_steps", *arguments]
+    return {"peak_mib": float(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)}
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:
@@ -92,22 +126,3 @@ def _trainer(model: bytes, x: np.ndarray, y: np.ndarray) -> Callable[[], Figures
         return {"p50_us": figures["p50_us"] / steps, "cpu_us": figures["cpu_us"] / steps}
 
     return block
-
-
-def _torch_step(x: np.ndarray, y: np.ndarray) -> Callable[[], object]:
-    import torch
-
-    torch.set_num_threads(1)
-    layers: list[torch.nn.Module] = []
-    for inputs, outputs in pairwise(SIZES):
-        layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers[:-1])
-    optimizer, loss_of = torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.CrossEntropyLoss()
-    data, labels = torch.from_numpy(x), torch.from_numpy(y)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss_of(model(data), labels).backward()
-        optimizer.step()
-
-    return step
