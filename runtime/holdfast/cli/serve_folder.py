@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.cli.command import EXIT_OK
@@ -21,9 +22,10 @@ IDLE_S = 3_600.0
 
 def serve_folder(arguments: argparse.Namespace, options: ServerOptions) -> int:
     """Serve the models of a folder until a signal."""
+    from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.pool import ModelPool
     from holdfast.lifecycle import Stop, stop_on_signals
-    from holdfast.serving.repository import FolderRepository
+    from holdfast.serving.repository import FolderRepository, prepare_safely
     from holdfast.serving.repository_folder import root_of
     from holdfast.serving.server import Server
 
@@ -32,7 +34,8 @@ def serve_folder(arguments: argparse.Namespace, options: ServerOptions) -> int:
     if (arguments.threads, arguments.spinning) != (1, False):
         raise UsageError("--threads and --spinning go with a file; in a folder write them to NAME/session.toml")
     pool = ModelPool()
-    repository = FolderRepository(root_of(arguments.model), pool)
+    cache = None if arguments.graph_cache is None else GraphCache(arguments.graph_cache)
+    repository = FolderRepository(root_of(arguments.model), pool, partial(prepare_safely, cache=cache))
     repository.load_all()
     server = Server(pool, options=options, repository=repository)
     stop = Stop()

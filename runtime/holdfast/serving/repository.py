@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
+from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.memory import give_back
 from holdfast.inference.pool import MAX_TOLD_CHARS, ModelPool
 from holdfast.inference.prepare import prepare_session
@@ -42,8 +43,8 @@ MAX_REASON_CHARS = 500
 Prepare = Callable[[ModelSource, ModelSettings], ModelSession]
 
 
-def prepare_safely(source: ModelSource, settings: ModelSettings) -> ModelSession:
-    """Try a model in a child process, then load it here.
+def prepare_safely(source: ModelSource, settings: ModelSettings, cache: GraphCache | None = None) -> ModelSession:
+    """Try a model in a child process, then load it here, from its optimised graph if a cache has one.
 
     Raises:
         ModelError: it failed its trial, or cannot be served.
@@ -51,7 +52,7 @@ def prepare_safely(source: ModelSource, settings: ModelSettings) -> ModelSession
     options = SessionOptions(settings.threads, spinning=settings.spinning)
     memory_bytes = settings.trial_memory_mib * 1024**2
     run_trial(source, memory_bytes=memory_bytes, timeout_s=settings.trial_timeout_s, options=options)
-    return prepare_session(source, options)
+    return prepare_session(source, options, cache=cache)
 
 
 @dataclass(frozen=True, slots=True)
