@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -77,14 +79,12 @@ def test_images_are_in_range_and_of_the_type_that_models_take() -> None:
         assert set(share.labels.tolist()) <= set(range(10))
 
 
-def test_share_is_saved_as_a_device_reads_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from holdfast.learn.data import DataContract, InputContract, LocalDataset
-
+def test_share_is_saved_as_a_device_reads_it(tmp_path: Path) -> None:
     share = split_digits(NAMES, 7).devices["south-2"]
 
     share.save(tmp_path / "samples.npz")
 
-    contract = DataContract((InputContract("image", "float32", (64,), 0.0, 1.0),), 10)
-    read = LocalDataset.from_npz(tmp_path / "samples.npz", contract)
-    assert np.array_equal(read.inputs["image"], share.images)
-    assert np.array_equal(read.labels, share.labels)
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as archive:
+        assert sorted(archive.files) == ["x", "y"]  # a model with one input may call it x
+        assert np.array_equal(archive["x"], share.images)
+        assert np.array_equal(archive["y"], share.labels)
