@@ -216,15 +216,15 @@ class Answerer:
     def _prepare(self, terms: Terms) -> Prepared:
         key = (terms.bundle, terms.data, terms.hold_out)
         if key not in self._prepared:
-            self._prepared[key] = prepare(Path(terms.bundle), Path(terms.data), terms.hold_out)
+            self._prepared[key] = prepare(Path(terms.bundle), Path(terms.data), terms.hold_out, self._clock)
             while len(self._prepared) > MAX_PREPARED:
                 self._prepared.popitem(last=False)
         return self._prepared[key]
 
 
-def prepare(bundle: Path, data: Path, hold_out: float) -> Prepared:
+def prepare(bundle: Path, data: Path, hold_out: float, clock: Clock) -> Prepared:
     """Load what a round needs from the container of the bundle and the samples at `data`."""
-    opened = open_trainable(bundle.read_bytes())  # verified before it was installed; form only here
+    opened = open_trainable(bundle.read_bytes(), clock=clock)  # verified before it was installed; form only here
     dataset = open_dataset(data, opened.contract)
     learning, held_out = dataset.split(hold_out, seed=0)  # a fixed seed: what judges must never have taught
     check_on_device(opened, learning)
