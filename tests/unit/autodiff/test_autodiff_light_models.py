@@ -20,7 +20,9 @@ from holdfast.autodiff.externalise import join_weights, split_weights
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 GROUPED = {"light_bvlc_alexnet", "light_shufflenet"}  # onnx-ad has no gradient by the weight of a grouped convolution
 MODELS = sorted(path.stem for path in FOLDER.glob("*.onnx"))
-TOLERANCE = 5e-6  # relative 2-norm over the whole gradient, against another engine
+# Relative 2-norm over the whole gradient, against another engine. Measured 2e-7 to 2e-5: among millions of Relu inputs,
+# rounding puts one or two on the other side of 0. A wrong rule is off by more than 1e-2.
+TOLERANCE = 5e-5
 DIFFERENCE_STEP, DIFFERENCE_TOLERANCE = 1e-3, 1e-2  # float32 sees kinks and rounding; a wrong rule is off by far more
 
 
