@@ -62,6 +62,8 @@ def apply(node: Node, arguments: Arguments) -> list[Shape]:
         raise MixedRowsError(f"operator {name} is not known to keep rows apart")
     if node.graphs or not node.is_plain:
         raise MixedRowsError(f"operator {node.operator} holds a graph, or attributes that can be read in two ways")
+    if not arguments or arguments[0] is None or not node.outputs:
+        raise MixedRowsError(f"operator {node.operator} has no input, or no output")
     try:
         shapes = rule(node, arguments)
         if len(shapes) < len(node.outputs):

@@ -274,6 +274,12 @@ def test_a_harmless_operator_with_a_graph_inside_is_refused() -> None:
     assert "holds a graph" in reason_of(proto.SerializeToString())
 
 
+@pytest.mark.parametrize("operator", ["Add", "Concat", "Split", "Relu", "MatMul"])
+def test_an_operator_without_inputs_or_outputs_is_refused(operator: str) -> None:
+    for inputs, outputs in (([], ["y"]), (["", "x"], ["y"]), (["x"], [])):
+        assert reason_of(chain(N(operator, inputs, outputs, axis=1)))
+
+
 def test_an_attribute_given_twice_is_refused() -> None:
     proto = parsed(chain(N("Softmax", ["x"], ["y"], axis=1)))
     proto.graph.node[0].attribute.append(helper.make_attribute("axis", 0))
