@@ -91,7 +91,8 @@ def test_demo_exit_code_says_whether_every_claim_held(tmp_path: Path, more: tupl
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_middle_of_a_run_ends_every_child(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_middle_of_a_run_ends_every_child(tmp_path: Path, number: signal.Signals) -> None:
     state = tmp_path / "demo"
     with demo(state, "--rounds", "50") as process:
         logs = state / "coordinator" / "flower" / "runs"
@@ -104,7 +105,7 @@ def test_ctrl_c_in_the_middle_of_a_run_ends_every_child(tmp_path: Path) -> None:
         family = descendants(process.pid)
         assert len(family) >= 1 + 1 + 1 + 2 + 2  # coordinator, SuperLink, run worker, two agents, two workers
 
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
 
     assert process.returncode == 130, err[-2_000:]

@@ -33,7 +33,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from holdfast_federation.demo.narrator import Narrator
-    from holdfast_federation.demo.processes import Children
+    from holdfast_federation.demo.processes import Children, terminate_as_interrupt
     from holdfast_federation.demo.record import Terms
     from holdfast_federation.demo.story import Story
     from holdfast_federation.demo.world import World
@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     narrator = Narrator(clock, on_stderr=arguments.json)
     holds = False
     try:
-        with Children(root / "logs", clock) as children:
+        with terminate_as_interrupt(), Children(root / "logs", clock) as children:
             world = World(root, children, clock, arguments.devices)
             story = Story(world, terms, narrator)
             try:
