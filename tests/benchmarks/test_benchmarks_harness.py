@@ -89,7 +89,8 @@ def test_benchmarks_committed_summary_is_whole_and_not_quick() -> None:
         assert record["schema"] == harness.SCHEMA
         assert not record["quick"]
         assert record["environment"]["packages"].keys() == set(harness.PACKAGES)
-        assert all(row.get("rounds", 15) >= 15 for row in record["outcomes"])
+        # a median of fewer says nothing; a block over the socket costs seconds, so it gets the least that does
+        assert all(row.get("rounds", 5) >= 5 for row in record["outcomes"])
 
 
 def test_benchmarks_a_missing_package_is_a_reason_and_ours_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
