@@ -40,7 +40,7 @@ def test_docs_house_search_finds_what_it_is_for() -> None:
     planted = ["/home" + "/ada/x", "see /root" + "/x", "open /work" + "/x", "https://pypi." + "org/simple", "TO" + "DO"]
 
     assert [len(findings(text)) for text in planted] == [1] * len(planted)
-    assert findings("https://example.org/home/page and a/work/x and src/root/x") == []
+    assert findings("https://example.org/home/page and a/work" + "/x and src/root" + "/x") == []
 
 
 def test_docs_house_nothing_of_our_own_machines_is_handed_out() -> None:
