@@ -1,25 +1,18 @@
 """One training step of a perceptron on the stock runtime, beside its forward run, and beside torch where that is there.
 
 64-64-64-10, batch 10, float32, plain SGD, one thread everywhere; the model and sizes of the digits demonstration.
-Beside torch, where that is installed, the nets of McMahan et al. 2017: 784-200-200-10 and their CNN, at batches of 10
-and 32, with the peak memory of a whole process each.
+Beside torch, where that is installed: see `training_beside_torch.py`.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-from benchmarks.harness import Figures, NotRun, Options, Outcome, compare, timed
-from benchmarks.training_nets import NETS, Net
-from benchmarks.training_steps import our_step, torch_step
+from benchmarks import training_beside_torch
+from benchmarks.harness import Figures, Options, Outcome, compare, timed
 from tests.fakes.models import he_mlp
 
 from holdfast.autodiff.build import build_graphs
@@ -31,8 +24,6 @@ from holdfast.learn.training import TrainSettings
 SIZES, BATCH = (64, 64, 64, 10), 10
 STEPS = 700  # per block: the 1,400 samples of the demonstration, five epochs
 SAMPLES, EPOCHS = 1_400, 5
-BATCHES = (10, 32)
-MEMORY_STEPS = 100  # the peak is reached in the first few
 
 
 def run(options: Options) -> list[Outcome]:
@@ -52,36 +43,7 @@ def run(options: Options) -> list[Outcome]:
     outcomes = compare("training/step", a, b, options.rounds)
     a, whole = ("training step, batch 10", run_step), ("whole local training, per step", _trainer(model, x, y))
     outcomes += compare("training/local", a, whole, options.rounds)
-    if importlib.util.find_spec("torch") is None:
-        return [*outcomes, NotRun("training/torch", "torch is not installed; nothing of Holdfast needs it")]
-    for net in NETS:
-        for batch in BATCHES:
-            outcomes += _beside_torch(net, batch, options)
-    return outcomes
-
-
-def _beside_torch(net: Net, batch: int, options: Options) -> list[Outcome]:
-    """Time of a step in this process, and the peak memory of fresh ones that do a hundred."""
-    name, count = f"training/{net.name}-{batch}", options.count(net.steps)
-    model = net.onnx()
-    graph = build_graphs(model, batch=batch).train
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(model).graph.initializer}
-    ours, theirs = our_step(graph, weights, net.shape, batch), torch_step(net.name, net.shape, batch)
-    a = ("torch eager step", lambda: timed(theirs, count))
-    outcomes = compare(name, a, ("our step", lambda: timed(ours, count)), options.rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        path, arrays = Path(folder) / "train.onnx", Path(folder) / "weights.npz"
-        path.write_bytes(graph)
-        np.savez(arrays, **weights)
-        sizes = ["x".join(map(str, net.shape)), str(batch), str(MEMORY_STEPS)]
-        a = ("torch, a whole process", lambda: _peak("torch", net.name, "-", *sizes))
-        b = ("ours, a whole process", lambda: _peak("ours", str(path), str(arrays), *sizes))
-        return [*outcomes, *compare(name, a, b, 3)]
-
-
-def _peak(*arguments: str) -> Figures:
-    command = [sys.executable, "-m", "benchmarks.training_steps", *arguments]
-    return {"peak_mib": float(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)}
+    return [*outcomes, *training_beside_torch.run(options)]
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:
