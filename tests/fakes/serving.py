@@ -43,6 +43,13 @@ def serving(
         front=front,
         memoise=memoise,
     )
+    with running(pool, options, *taps) as address:
+        yield address
+
+
+@contextmanager
+def running(pool: ModelPool, options: ServerOptions, *taps: RequestTap) -> Iterator[Address]:
+    """A server with these options, stopped afterwards."""
     server = Server(pool, taps, options)
     address = server.start()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
 import ssl
 import threading
 import time
@@ -22,9 +21,9 @@ from hypothesis import strategies as st
 from tests.fakes import served_models as models
 from tests.fakes.clock import FakeClock
 from tests.fakes.http2_client import GRPC, Http2Client
-from tests.fakes.serving import INFER, TIMEOUT_S, call, exchange, http_infer, pool_of, serving, status_of
+from tests.fakes.serving import INFER, TIMEOUT_S, call, exchange, http_infer, pool_of, running, serving, status_of
+from tests.fakes.tls_site import Site
 
-from holdfast.clock import SystemClock
 from holdfast.errors import UsageError
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving import oip, oip_pb2
@@ -40,10 +39,7 @@ from holdfast.serving.native.http2_peer import Http2Peer
 from holdfast.serving.native.tls import ServerTls, TlsFiles
 from holdfast.serving.parameters import OutputForm
 from holdfast.serving.server import Address, Server, ServerOptions
-from holdfast.trust.certificates import Authority, create_authority, create_csr, issue_device, issue_server
-from holdfast.trust.keys import PrivateKey
 
-NOW_NS = SystemClock().utc_ns()
 ONE = np.ones((1, 4), dtype=np.float32)
 REQUEST = oip.encode_request(TensorRequest("m", "", "id", {"x": ONE}))
 JSON_ONE = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}).encode()
@@ -324,53 +320,11 @@ def test_budget_serves_in_order_and_once() -> None:
     assert budget.left == 10
 
 
-class Site:
-    """An authority with a server's certificate, in files of one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        key = PrivateKey.generate("ecdsa-p256")
-        self.authority = Authority(key, create_authority(key, "example.org", NOW_NS))
-        self.write("ca.pem", self.authority.certificate)
-        self.renew()
-
-    def renew(self) -> None:
-        """A new key and certificate for the server."""
-        key = PrivateKey.generate("ecdsa-p256")
-        self.write("server.key", key.to_pem())
-        self.write("server.pem", issue_server(self.authority, key.public_key, ("127.0.0.1",), NOW_NS))
-
-    def write(self, name: str, data: bytes) -> None:
-        (self.folder / name).write_bytes(data)
-
-    def files(self, *, mutual: bool) -> TlsFiles:
-        at = self.folder
-        return TlsFiles(at / "server.pem", at / "server.key", at / "ca.pem" if mutual else None)
-
-    def client_context(self, device_id: str = "") -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
-        context.set_alpn_protocols(["h2"])
-        if device_id:
-            key = PrivateKey.generate("ecdsa-p256")
-            certificate = issue_device(self.authority, create_csr(key, device_id), device_id, NOW_NS)
-            self.write("client.pem", key.to_pem() + certificate)
-            context.load_cert_chain(self.folder / "client.pem")
-        return context
-
-    def connect(self, address: Address, context: ssl.SSLContext) -> ssl.SSLSocket:
-        plain = socket.create_connection((address.host, address.port), timeout=TIMEOUT_S)
-        return context.wrap_socket(plain, server_hostname="127.0.0.1")
-
-
 @contextmanager
 def serving_tls(files: TlsFiles, *allowed_ids: str) -> Iterator[Address]:
     options = ServerOptions(Address("127.0.0.1", 0), front="native", tls=files, rules=rules_of(allowed_ids))
-    server = Server(pool_of({"m": models.scale(2.0)}), options=options)
-    address = server.start()
-    try:
+    with running(pool_of({"m": models.scale(2.0)}), options) as address:
         yield address
-    finally:
-        server.stop(2.0)
 
 
 def test_tls_offers_http2_and_serves(tmp_path: Path) -> None:
