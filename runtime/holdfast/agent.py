@@ -20,8 +20,9 @@ from holdfast.identity.device import Device, read_file
 from holdfast.identity.policy_store import PolicyStore
 from holdfast.identity.renewal import Renewal
 from holdfast.identity.state import StateFolder, is_owned
+from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.pool import ModelPool
-from holdfast.inference.session import SessionOptions
+from holdfast.inference.session import SessionOptions, share_threads
 from holdfast.lifecycle import Stop, Task
 from holdfast.link.byte_ledger import ByteLedger
 from holdfast.link.check_in import CheckIn, Handlers, NoOffers, OfferHandler
@@ -37,7 +38,8 @@ from holdfast.outbox.checkpoints import CheckpointMemory
 from holdfast.outbox.journal import Journal, read_head
 from holdfast.outbox.sender import Recipient, Sender
 from holdfast.policy.rules import format_time
-from holdfast.serving.server import Address, Server, ServerOptions
+from holdfast.serving.server import Address, Server
+from holdfast.serving.settings import server_options
 from holdfast.trust.durable import write_atomic
 from holdfast.wire.messages import ModelEvent
 
@@ -151,7 +153,7 @@ class Agent:
             clock,
         )
         self._renewal = Renewal(parts.device, parts.link, parts.bytes_out, clock, random.Random())
-        options = ServerOptions(Address.parse(config.listen), insecure=config.insecure)
+        options = server_options(config.serving, Address.parse(config.listen), insecure=config.insecure)
         self._server = Server(parts.pool, (self._meter, self._data_meter), options, clock)
         self._status: Mapping[str, object] = {}
 
@@ -159,6 +161,8 @@ class Agent:
         """Bring back the models that were in service, and listen. Returns the address that is served."""
         self._forget_status()  # of the run before; whoever waits for the file must not read an old address
         self._parts.policy.record_installed(self._parts.journal.append)
+        if self._parts.config.serving.shared_threads:
+            share_threads(self._parts.config.serving.shared_threads)
         self.installer.restore()
         self._manifests.refresh()
         address = self._server.start()
@@ -229,7 +233,10 @@ class Agent:
 
 def _install_settings(config: AgentConfig) -> InstallSettings:
     return InstallSettings(
-        options=SessionOptions(config.threads, spinning=config.spinning),
+        options=SessionOptions(
+            config.threads, spinning=config.spinning, shared_threads=config.serving.shared_threads > 0
+        ),
+        cache=None if config.serving.graph_cache is None else GraphCache(config.serving.graph_cache),
         trial_memory_bytes=config.trial_memory_mib * MIB,
         trial_timeout_s=config.trial_timeout_s,
         confirm_after_s=config.confirm_after_s,

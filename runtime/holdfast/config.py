@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.serving.settings import ServingSettings
 from holdfast.settings import setting
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "DEBUG", "INFO", "WARNING", "ERROR")
@@ -16,6 +17,9 @@ class AgentConfig:
 
     listen: str = setting("127.0.0.1:8080", "HOST:PORT that clients of the models use; port 0 = any free one")
     insecure: bool = setting(False, "allow a serving address that other machines can reach, without encryption")
+    serving: ServingSettings = setting(  # noqa: RUF009  # frozen
+        ServingSettings(), "how models are served, in a table [serving]: the settings of `ServingSettings`"
+    )
     window_s: float = setting(60.0, "length of an operational window", minimum=0.1, maximum=86_400.0)
     data_window_s: float = setting(900.0, "least time between two data windows", minimum=0.1, maximum=604_800.0)
     check_in_interval_s: float = setting(

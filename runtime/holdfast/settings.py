@@ -2,7 +2,8 @@
 
 Rules: an unknown key, a wrong type or a value out of range refuses the start and names the key, the value and what
 is allowed. Units are part of a key's name (`window_s`, `max_bytes`). A settings class is a frozen dataclass whose
-fields carry `setting(...)`: default, help and range; the documentation table is made from the same fields.
+fields carry `setting(...)`: default, help and range; the documentation table is made from the same fields. A field
+whose type is itself a settings class is a table of the file: `[serving] max_queued` is HOLDFAST_SERVING_MAX_QUEUED.
 """
 
 from __future__ import annotations
@@ -43,23 +44,16 @@ def load(
     path: Path | None = None,
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
+    prefix: str = ENVIRONMENT_PREFIX,
 ) -> T:
-    """Build `cls` from its defaults, a TOML file, HOLDFAST_* variables and flags (None = not given).
+    """Build `cls` from its defaults, a TOML file, variables that begin with `prefix`, and flags (None = not given).
 
     Raises:
         SettingsError: an unknown key, a value of the wrong type or out of range, or a file that is not TOML.
     """
-    values: dict[str, object] = {}
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass by contract
-    hints = typing.get_type_hints(cls)
-    if path is not None:
-        for key, value in _read_toml(path).items():
-            _require_known(key, fields, source=str(path))
-            values[key] = _check(fields[key], hints[key], value, source=str(path))
-    for key, text in (os.environ if environment is None else environment).items():
-        name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if key.startswith(ENVIRONMENT_PREFIX) and name in fields:
-            values[name] = _check(fields[name], hints[name], _from_text(hints[name], text, key), source=key)
+    found = {} if path is None else _read_toml(path)
+    values = _values(cls, found, str(path), prefix, os.environ if environment is None else environment)
+    fields, hints = _fields(cls), typing.get_type_hints(cls)
     for key, value in (flags or {}).items():
         if value is not None:
             _require_known(key, fields, source="flag")
@@ -70,9 +64,42 @@ def load(
 def describe(cls: type[object]) -> list[tuple[str, str, str, str]]:
     """Rows (key, default, allowed, help) of a settings class, for documents and `--help`."""
     rows = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # cls is a dataclass by contract
-        rows.append((field.name, repr(field.default), _allowed(field), str(field.metadata.get("help", ""))))
+    for field in _fields(cls).values():
+        is_table = dataclasses.is_dataclass(field.default)
+        default, allowed = (type(field.default).__name__, "a table") if is_table else (repr(field.default), None)
+        rows.append((field.name, default, allowed or _allowed(field), str(field.metadata.get("help", ""))))
     return rows
+
+
+def _fields(cls: type[object]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass by contract
+
+
+def _values(
+    cls: type[object], table: Mapping[str, object], source: str, prefix: str, environment: Mapping[str, str]
+) -> dict[str, object]:
+    """What a table of a file and the environment say about the fields of `cls`."""
+    fields, hints = _fields(cls), typing.get_type_hints(cls)
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        _require_known(key, fields, source=source)
+        values[key] = value if _is_table(hints[key]) else _check(fields[key], hints[key], value, source=source)
+    for key, text in environment.items():
+        name = key.removeprefix(prefix).lower()
+        if key.startswith(prefix) and name in fields and not _is_table(hints[name]):
+            values[name] = _check(fields[name], hints[name], _from_text(hints[name], text, key), source=key)
+    for name, hint in hints.items():
+        if _is_table(hint):
+            inner = values.get(name, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"setting '{name}' in {source} must be a table, got {inner!r}")
+            below = f"{prefix}{name.upper()}_"
+            values[name] = hint(**_values(hint, inner, f"[{name}] of {source}", below, environment))
+    return values
+
+
+def _is_table(hint: object) -> typing.TypeGuard[type[Any]]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -125,6 +152,10 @@ def _check(field: dataclasses.Field[Any], hint: object, value: object, *, source
     wrong_bool = isinstance(value, bool) and kind is not bool
     if wrong_bool or not isinstance(value, kind):
         raise SettingsError(f"setting '{field.name}' in {source} must be a {kind.__name__}, got {value!r}")
+    if isinstance(value, tuple) and str in typing.get_args(hint):
+        for item in value:
+            if not isinstance(item, str):
+                raise SettingsError(f"setting '{field.name}' in {source} must be a list of str, got {item!r} in it")
     low, high, choices = field.metadata.get("minimum"), field.metadata.get("maximum"), field.metadata.get("choices")
     number = value if isinstance(value, (int, float)) else None
     too_low = number is not None and low is not None and not number >= low

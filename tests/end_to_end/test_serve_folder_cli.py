@@ -143,10 +143,10 @@ def test_clients_show_certificates_and_only_those_on_the_list_may_ask(tmp_path: 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--tls-key", "k"], "--tls-certificate and --tls-key go together"),
-        (["--client-authority", "c"], "needs --tls-certificate"),
-        (["--allow-id", "spiffe://a/b"], "--allow-id needs --client-authority"),
-        (["--shared-memory"], "--shared-memory needs --admin-socket"),
+        (["--tls-key", "k"], "tls_certificate and tls_key go together"),
+        (["--client-authority", "c"], "needs tls_certificate"),
+        (["--allow-id", "spiffe://a/b"], "allow_ids needs client_authority"),
+        (["--shared-memory"], "shared_memory needs admin_socket"),
         (["--threads", "2"], "NAME/session.toml"),
         (["--name", "x"], "each folder is a name"),
         (["--listen", "0.0.0.0:0"], "neither encryption nor access control"),
@@ -159,3 +159,16 @@ def test_flags_that_do_not_fit_together_are_told(
     assert main(["serve", str(tmp_path), *flags]) == EXIT_USAGE
 
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_models_share_threads_and_keep_their_graphs(tmp_path: Path) -> None:
+    put(tmp_path / "models", "a", 1, models.scale(3.0))
+    put(tmp_path / "models", "b", 1, models.scale(4.0))
+    (tmp_path / "serving.toml").write_text(f'shared_threads = 2\ngraph_cache = "{tmp_path}/graphs"\n')
+
+    with served(str(tmp_path / "models"), "--settings", str(tmp_path / "serving.toml")) as said:
+        with tritonclient.grpc.InferenceServerClient(str(said["listen"])) as client:
+            assert (ask(client, "a"), ask(client, "b")) == (3.0, 4.0)
+
+    assert len(list((tmp_path / "graphs").iterdir())) == 2

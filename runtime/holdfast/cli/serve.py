@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 
 from holdfast.cli.command import EXIT_OK, Command
 from holdfast.cli.serve_folder import IDLE_S, serve_folder
-from holdfast.cli.serve_options import add_access_arguments, options_from
+from holdfast.cli.serve_options import (
+    add_access_arguments,
+    add_scheduling_arguments,
+    options_from,
+    settings_from,
+)
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.inference.session import ModelSession
     from holdfast.inference.tensors import TensorSpec
     from holdfast.serving.server import Address, ServerOptions
+    from holdfast.serving.settings import ServingSettings
 
 VERSION = "1"  # a bare file has no version of its own; clients of the protocol expect a number
 MAX_EXAMPLE_ELEMENTS = 1_024  # a curl line with more numbers helps nobody
@@ -29,27 +35,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="an ONNX file, or a folder NAME/VERSION/model.onnx")
     parser.add_argument("--name", help="the name clients use (default: the file's stem)")
     parser.add_argument(
-        "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s; port 0 = any"
-    )
-    parser.add_argument(
         "--threads", type=int, default=1, help="threads inside one run of the model (default %(default)s)"
     )
     parser.add_argument(
         "--spinning", action="store_true", help="let idle threads spin: 6 to 17 times the CPU, rarely faster"
     )
     add_access_arguments(parser)
+    add_scheduling_arguments(parser)
     parser.add_argument(
         "--poll-s",
         type=float,
         default=0.0,
         metavar="S",
         help="look for changes in a folder this often (default: never)",
-    )
-    parser.add_argument(
-        "--graph-cache",
-        type=Path,
-        metavar="DIR",
-        help="keep optimised graphs here, in a folder of yours alone: a later start is faster and takes less memory",
     )
     parser.add_argument(
         "--trial-memory-mib", type=int, default=2048, help="memory the model may take (default %(default)s)"
@@ -66,21 +64,26 @@ def _run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.poll_s <= IDLE_S:
         raise UsageError(f"expected --poll-s from 0 (never) to {IDLE_S:g}")
     is_folder = arguments.model.is_dir()
-    options = options_from(arguments, has_repository=is_folder)
-    return serve_folder(arguments, options) if is_folder else _serve_file(arguments, options)
+    settings = settings_from(arguments)
+    options = options_from(arguments, settings, has_repository=is_folder)
+    serve = serve_folder if is_folder else _serve_file
+    return serve(arguments, settings, options)
 
 
-def _serve_file(arguments: argparse.Namespace, server_options: ServerOptions) -> int:
+def _serve_file(arguments: argparse.Namespace, settings: ServingSettings, server_options: ServerOptions) -> int:
     from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.pool import ModelPool
     from holdfast.inference.prepare import prepare_session
-    from holdfast.inference.session import ModelSource, SessionOptions
+    from holdfast.inference.session import ModelSource, SessionOptions, share_threads
     from holdfast.inference.trial import run_trial
     from holdfast.lifecycle import Stop, stop_on_signals
     from holdfast.serving.server import Server
 
     name = _checked_name(arguments.name if arguments.name is not None else arguments.model.stem)
-    options = SessionOptions(arguments.threads, spinning=arguments.spinning)
+    if settings.shared_threads:
+        share_threads(settings.shared_threads)
+    shared = settings.shared_threads > 0
+    options = SessionOptions(arguments.threads, spinning=arguments.spinning, shared_threads=shared)
     source = ModelSource.from_file(arguments.model)
     run_trial(
         source,
@@ -88,7 +91,7 @@ def _serve_file(arguments: argparse.Namespace, server_options: ServerOptions) ->
         timeout_s=arguments.trial_timeout_s,
         options=options,
     )
-    cache = None if arguments.graph_cache is None else GraphCache(arguments.graph_cache)
+    cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
     session = prepare_session(source, options, cache=cache)
     pool = ModelPool()
     pool.swap(name, VERSION, session)
@@ -193,9 +196,11 @@ SERVE = Command(
   holdfast serve digits.onnx
   holdfast serve model.onnx --name scorer --listen 127.0.0.1:0 --threads 2
   holdfast serve models/ --poll-s 5    (models/NAME/VERSION/model.onnx; read only)
+  holdfast serve models/ --settings serving.toml --batch-delay-ms 2
 
 In a folder, models/NAME/session.toml may say which versions are served and with
 how many threads; a model that cannot be loaded is told with its reason and the
 others are served. A file is first loaded in a child process with limits on memory and time.
-Ctrl-C or SIGTERM lets running requests end.""",
+serving.toml holds settings by name, like max_queued = 64; each is also a variable,
+HOLDFAST_SERVING_MAX_QUEUED, and the frequent ones are flags. Ctrl-C or SIGTERM lets running requests end.""",
 )

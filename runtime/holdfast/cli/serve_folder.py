@@ -14,16 +14,18 @@ from holdfast.errors import HoldfastError, UsageError
 if TYPE_CHECKING:
     from holdfast.serving.repository import FolderRepository
     from holdfast.serving.server import ServerOptions
+    from holdfast.serving.settings import ServingSettings
 
 logger = logging.getLogger(__name__)
 
 IDLE_S = 3_600.0
 
 
-def serve_folder(arguments: argparse.Namespace, options: ServerOptions) -> int:
+def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, options: ServerOptions) -> int:
     """Serve the models of a folder until a signal."""
     from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.pool import ModelPool
+    from holdfast.inference.session import share_threads
     from holdfast.lifecycle import Stop, stop_on_signals
     from holdfast.serving.repository import FolderRepository, prepare_safely
     from holdfast.serving.repository_folder import root_of
@@ -34,8 +36,12 @@ def serve_folder(arguments: argparse.Namespace, options: ServerOptions) -> int:
     if (arguments.threads, arguments.spinning) != (1, False):
         raise UsageError("--threads and --spinning go with a file; in a folder write them to NAME/session.toml")
     pool = ModelPool()
-    cache = None if arguments.graph_cache is None else GraphCache(arguments.graph_cache)
-    repository = FolderRepository(root_of(arguments.model), pool, partial(prepare_safely, cache=cache))
+    cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
+    shared = settings.shared_threads > 0
+    if shared:
+        share_threads(settings.shared_threads)
+    prepare = partial(prepare_safely, cache=cache, shared_threads=shared)
+    repository = FolderRepository(root_of(arguments.model), pool, prepare)
     repository.load_all()
     server = Server(pool, options=options, repository=repository)
     stop = Stop()

@@ -1,30 +1,49 @@
-"""The flags of `holdfast serve` that say where it listens and who may do what; for a file and for a folder."""
+"""The flags of `holdfast serve` that say where it listens, who may do what and when a request runs.
+
+They are names of settings (`serving/settings.py`): a flag wins over HOLDFAST_SERVING_*, and that over a settings file.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from holdfast.errors import UsageError
-
 if TYPE_CHECKING:
-    from holdfast.serving.authorisation import AccessRules
     from holdfast.serving.server import ServerOptions
+    from holdfast.serving.settings import ServingSettings
 
-MAX_TOKEN_FILE_BYTES = 65_536
+DEFAULT_LISTEN = "127.0.0.1:8080"
 TRITON_PORTS = (8000, 8001)  # where clients of Triton look for HTTP and for gRPC
+ENVIRONMENT_PREFIX = "HOLDFAST_SERVING_"  # as for the same settings of an agent
+FLAGS = (
+    "front",
+    "tls_certificate",
+    "tls_key",
+    "client_authority",
+    "token_file",
+    "admin_socket",
+    "shared_memory",
+    "max_queued",
+    "batch_delay_ms",
+    "shared_threads",
+    "graph_cache",
+)
 
 
 def add_access_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say who may do what; for a file and for a folder of models."""
-    parser.add_argument(
-        "--front", choices=("native", "grpcio"), default="native", help="grpcio is the fallback, slower and without TLS"
-    )
+    """The flags that say where to listen and who may do what."""
+    listen = f"where to serve gRPC and HTTP; may be given again; port 0 = any free one; default {DEFAULT_LISTEN}"
+    parser.add_argument("--listen", action="append", metavar="HOST:PORT", help=listen)
     parser.add_argument(
         "--triton-ports", action="store_true", help="listen on 8000 and 8001 too, where clients of Triton look"
     )
     parser.add_argument("--insecure", action="store_true", help="allow an address that other machines can reach")
+    parser.add_argument(
+        "--front", choices=("native", "grpcio"), help="default native; grpcio is the fallback, slower and without TLS"
+    )
     parser.add_argument(
         "--tls-certificate", type=Path, metavar="FILE", help="serve TLS with this certificate chain (PEM)"
     )
@@ -35,7 +54,6 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-id",
         action="append",
-        default=[],
         metavar="SPIFFE-ID",
         help="a client that may call, by the id in its certificate; may be given again",
     )
@@ -48,70 +66,71 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared-memory",
         action="store_true",
+        default=None,
         help="take and give tensors in shared memory; regions are registered on the admin socket",
     )
 
 
-def options_from(arguments: argparse.Namespace, *, has_repository: bool) -> ServerOptions:
-    """Where to listen and for whom, as the flags say.
+def add_scheduling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say when a request runs; the rarer ones are in the settings file only."""
+    parser.add_argument(
+        "--max-queued", type=int, metavar="N", help="requests that may wait for one model (default 1024)"
+    )
+    parser.add_argument(
+        "--batch-delay-ms",
+        type=float,
+        metavar="MS",
+        help="let the first request of a batch wait for others this long (default 0: an idle server waits for nobody)",
+    )
+    parser.add_argument(
+        "--shared-threads",
+        type=int,
+        metavar="N",
+        help="one pool of N threads for all models instead of --threads for each; they spin, so only for busy machines",
+    )
+    parser.add_argument(
+        "--graph-cache",
+        type=Path,
+        metavar="DIR",
+        help="keep optimised graphs here, in a folder of yours alone: a later start is faster and takes less memory",
+    )
+    parser.add_argument(
+        "--settings", type=Path, metavar="FILE", help="these and more in TOML; a flag wins over it (see the README)"
+    )
+
+
+def settings_from(arguments: argparse.Namespace) -> ServingSettings:
+    """Settings file < HOLDFAST_SERVING_* < flags.
+
+    Raises:
+        SettingsError: an unknown key, or a value out of range.
+    """
+    from holdfast.serving.settings import ServingSettings
+    from holdfast.settings import load
+
+    flags: dict[str, object] = {name: getattr(arguments, name) for name in FLAGS}
+    if arguments.allow_id is not None:
+        flags["allow_ids"] = tuple(arguments.allow_id)
+    return load(ServingSettings, path=arguments.settings, flags=flags, prefix=ENVIRONMENT_PREFIX)
+
+
+def options_from(
+    arguments: argparse.Namespace,
+    settings: ServingSettings,
+    *,
+    has_repository: bool,
+    triton_ports: Sequence[int] = TRITON_PORTS,
+) -> ServerOptions:
+    """Where to listen and for whom, as flags and settings say.
 
     Raises:
         UsageError: flags that do not fit together, or a file that cannot be used.
     """
-    from holdfast.serving.native.tls import TlsFiles
-    from holdfast.serving.server import Address, ServerOptions
+    from holdfast.serving.server import Address
+    from holdfast.serving.settings import server_options
 
-    tls = None
-    if (arguments.tls_certificate is None) != (arguments.tls_key is None):
-        raise UsageError("--tls-certificate and --tls-key go together")
-    if arguments.tls_certificate is not None:
-        tls = TlsFiles(arguments.tls_certificate, arguments.tls_key, arguments.client_authority)
-    elif arguments.client_authority is not None:
-        raise UsageError("--client-authority needs --tls-certificate and --tls-key")
-    if arguments.allow_id and arguments.client_authority is None:
-        raise UsageError("--allow-id needs --client-authority: without it nobody can show an id")
-    listen = Address.parse(arguments.listen)
-    triton_ports = tuple(Address(listen.host, port) for port in TRITON_PORTS) if arguments.triton_ports else ()
-    return ServerOptions(
-        listen,
-        triton_ports,
-        insecure=arguments.insecure,
-        rules=_rules_from(arguments, has_repository=has_repository),
-        admin_socket=arguments.admin_socket,
-        front=arguments.front,
-        tls=tls,
-    )
-
-
-def _rules_from(arguments: argparse.Namespace, *, has_repository: bool) -> AccessRules:
-    from holdfast.serving.authorisation import rules_of
-
-    if arguments.shared_memory and arguments.admin_socket is None:
-        raise UsageError("--shared-memory needs --admin-socket: regions are registered there")
-    tokens = () if arguments.token_file is None else read_tokens(arguments.token_file)
-    return rules_of(
-        arguments.allow_id,
-        tokens,
-        model_control=has_repository and arguments.admin_socket is not None,
-        shared_memory=arguments.shared_memory,
-    )
-
-
-def read_tokens(path: Path) -> tuple[str, ...]:
-    """The tokens of a file, one a line.
-
-    Raises:
-        UsageError: the file cannot be read, holds none, or others may read it.
-    """
-    try:
-        status = path.stat()
-        if status.st_mode & 0o077:
-            raise UsageError(f"{path} can be read by others; run: chmod 600 {path}")
-        if status.st_size > MAX_TOKEN_FILE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TOKEN_FILE_BYTES} bytes; is it the right file?")
-        tokens = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"token file {path} cannot be read: {error}") from error
-    if not tokens:
-        raise UsageError(f"token file {path} holds no token")
-    return tokens
+    first, *others = (Address.parse(text) for text in arguments.listen or (DEFAULT_LISTEN,))
+    options = server_options(settings, first, insecure=arguments.insecure, has_repository=has_repository)
+    if arguments.triton_ports:
+        others += [Address(first.host, port) for port in triton_ports]
+    return replace(options, also_listen=(*others, *options.also_listen))

@@ -20,6 +20,7 @@ from holdfast.bundle.manifest import Lineage, Manifest
 from holdfast.bundle.verify import UnverifiedBundle, VerifiedBundle, read_bundle, verify_bundle
 from holdfast.clock import Clock
 from holdfast.errors import FormatError, HoldfastError, LinkError, ModelError, StateError, TrialError, TrustError
+from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSession, SessionOptions
 from holdfast.inference.tensors import TensorRequest
@@ -71,12 +72,13 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class InstallSettings:
-    """Limits of a trial, and for how long a model must serve before it counts as healthy."""
+    """Limits of a trial, for how long a model must serve before it counts as healthy, and graphs optimised before."""
 
     options: SessionOptions = field(default_factory=SessionOptions)
     trial_memory_bytes: int = DEFAULT_MEMORY_BYTES
     trial_timeout_s: float = DEFAULT_TIMEOUT_S
     confirm_after_s: float = 10.0
+    cache: GraphCache | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ class Installer:
             raise ModelError(f"its trial was begun {MAX_TRIES} times and never ended; it brings this machine down")
         self._try(verified)
         self._store.move(assignment.model, PASSED)
-        session = warm_session(verified, self._settings.options)
+        session = warm_session(verified, self._settings.options, self._settings.cache)
         # on the disk first: a power cut here finds the new model, tried and approved, in its place
         self._store.move(assignment.model, SWAPPED)
         self._serve(verified, session)
@@ -270,7 +272,7 @@ class Installer:
         verified = verify_bundle(bundle, self._trust.bundles, ancestor_weights=self._ancestor_weights)
         if verified.digest != slot.digest:
             raise StateError(f"bundle {verified.digest[:16]} lies in the place of {slot.digest[:16]}")
-        session = warm_session(verified, self._settings.options)
+        session = warm_session(verified, self._settings.options, self._settings.cache)
         self._serve(verified, session)
 
     def _roll_back(self, slots: Slots, reason: str) -> None:

@@ -9,6 +9,7 @@ from holdfast.bundle.golden import GoldenSet
 from holdfast.bundle.manifest import Manifest, Runtime, Tensor
 from holdfast.bundle.verify import VerifiedBundle
 from holdfast.errors import ModelError
+from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.prepare import prepare_session
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions
 from holdfast.inference.tensors import TensorSpec, shape_text
@@ -28,15 +29,17 @@ def golden_of(golden: GoldenSet) -> Golden:
     return Golden(golden.inputs, golden.outputs, golden.rtol, golden.atol)
 
 
-def warm_session(bundle: VerifiedBundle, options: SessionOptions) -> ModelSession:
+def warm_session(bundle: VerifiedBundle, options: SessionOptions, cache: GraphCache | None = None) -> ModelSession:
     """Load a bundle that passed its trial, measure it, and run it on its golden inputs.
 
+    Args:
+        cache: graphs optimised before; None = optimise anew.
     Raises:
         ModelError: it cannot be loaded here.
         RequestError: it cannot be run.
     """
     check_runtime(bundle.manifest.runtime)
-    session = prepare_session(source_of(bundle), options)
+    session = prepare_session(source_of(bundle), options, cache=cache)
     check_signature(bundle.manifest, session.inputs, session.outputs)
     for _ in range(WARM_RUNS):
         session.run(bundle.golden.inputs)

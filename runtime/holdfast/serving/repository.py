@@ -43,13 +43,17 @@ MAX_REASON_CHARS = 500
 Prepare = Callable[[ModelSource, ModelSettings], ModelSession]
 
 
-def prepare_safely(source: ModelSource, settings: ModelSettings, cache: GraphCache | None = None) -> ModelSession:
+def prepare_safely(
+    source: ModelSource, settings: ModelSettings, cache: GraphCache | None = None, *, shared_threads: bool = False
+) -> ModelSession:
     """Try a model in a child process, then load it here, from its optimised graph if a cache has one.
 
+    Args:
+        shared_threads: it uses the process's pool, whatever its own settings say about threads.
     Raises:
         ModelError: it failed its trial, or cannot be served.
     """
-    options = SessionOptions(settings.threads, spinning=settings.spinning)
+    options = SessionOptions(settings.threads, spinning=settings.spinning, shared_threads=shared_threads)
     memory_bytes = settings.trial_memory_mib * 1024**2
     run_trial(source, memory_bytes=memory_bytes, timeout_s=settings.trial_timeout_s, options=options)
     return prepare_session(source, options, cache=cache)

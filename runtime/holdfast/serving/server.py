@@ -12,13 +12,14 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import UsageError
 from holdfast.inference.pool import ModelPool
+from holdfast.serving.admission import SchedulerOptions
 from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure
 from holdfast.serving.control import Control, Offer
 from holdfast.serving.door import DoorLimits, GrpcioDoor
@@ -85,6 +86,7 @@ class ServerOptions:
     front: Front = "native"
     tls: TlsFiles | None = None
     memoise: bool = True
+    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
 
 
 class Server:
@@ -185,7 +187,9 @@ class Server:
         )
         calls = Calls(self._table, self._routes, self._service, options.rules.are_open)
         self._native = NativeFront(calls, self._clock, bounds)
-        self._scheduler = ModelScheduler(self._pool, self._clock, self._native.tick.post, observer=self._statistics)
+        self._scheduler = ModelScheduler(
+            self._pool, self._clock, self._native.tick.post, options=options.scheduler, observer=self._statistics
+        )
         self._native.start(listeners, self._scheduler)
 
     def _stop_native(self, deadline_s: float) -> None:
