@@ -43,6 +43,10 @@ class Options:
         """Operations per block."""
         return max(20, full // 20) if self.quick else full
 
+    def seconds(self, full: float) -> float:
+        """Length of a block that is bounded by time."""
+        return full / 20 if self.quick else full
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:

@@ -1,16 +1,25 @@
-"""Models for the serving benchmarks, built from seeds: no binary in git. Needs the `onnx` package."""
+"""Models for the serving benchmarks, built from seeds: no binary in git. Needs the `onnx` package.
+
+Every one takes float32[n, ...] `x` and gives float32[n, ...] `y`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from benchmarks.serving_nets import encoder, reduce_max, resnet18
 from onnx import TensorProto, helper, numpy_helper
 
 TINY = (16, 32, 4)
 MLP = (784, 512, 256, 10)
+IMAGE = (3, 224, 224)  # 602 kB of float32
 
 
 def perceptron(sizes: Sequence[int], seed: int) -> bytes:
@@ -33,3 +42,36 @@ def perceptron(sizes: Sequence[int], seed: int) -> bytes:
         tensors,
     )
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+MODELS: dict[str, Callable[[], bytes]] = {
+    "tiny0": partial(perceptron, TINY, 0),
+    "tiny1": partial(perceptron, TINY, 1),
+    "tiny2": partial(perceptron, TINY, 2),
+    "mlp": partial(perceptron, MLP, 3),
+    "encoder": partial(encoder, 4),
+    "resnet18": partial(resnet18, 5),
+    "largest": partial(reduce_max, IMAGE),
+}
+SHAPES = {"mlp": MLP[:1], "encoder": (128, 256), "resnet18": IMAGE, "largest": IMAGE}
+
+
+def input_shape(name: str) -> tuple[int, ...]:
+    """Of one row."""
+    return SHAPES.get(name, TINY[:1])
+
+
+@contextmanager
+def repository(names: Sequence[str]) -> Iterator[Path]:
+    """A folder of models as `holdfast serve` takes it, removed afterwards."""
+    with TemporaryDirectory() as folder:
+        for name in names:
+            put_model(Path(folder), name, MODELS[name]())
+        yield Path(folder)
+
+
+def put_model(folder: Path, name: str, model: bytes, version: int = 1) -> None:
+    """Write a model where a repository has it."""
+    place = folder / name / str(version)
+    place.mkdir(parents=True)
+    (place / "model.onnx").write_bytes(model)

@@ -1,0 +1,83 @@
+"""What a process costs with its children: CPU time and memory, read from /proc; and where it runs.
+
+The server under measurement and the in-process loop beside it run on the first core that this process may use, the
+generator on the last one. On a machine with one core they share it, and only CPU time means anything.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+SERVER_CORE, CLIENT_CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+END_S = 20.0
+
+
+def tree(pid: int) -> list[int]:
+    """A process and everything below it."""
+    found = [pid]
+    for task in _tasks(pid):
+        for child in _read(task / "children").split():
+            found += tree(int(child))
+    return found
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process and its children, all threads alive (proc(5), schedstat: the first field)."""
+    return sum(int((_read(task / "schedstat") or "0").split()[0]) for each in tree(pid) for task in _tasks(each))
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process and its children in MB; what n processes share counts a nth for each (Pss)."""
+    kib = 0
+    for each in tree(pid):
+        lines = _read(Path(f"/proc/{each}/smaps_rollup")).splitlines()
+        kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kib * 1024 / 1e6
+
+
+@contextmanager
+def started(
+    command: Sequence[str], core: int, *, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process on one core, with pipes to its input and from its output; ended afterwards."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=cwd
+    ) as process:
+        os.sched_setaffinity(process.pid, {core})
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """This thread on one core for a while."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _tasks(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # it ended meanwhile
+        return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:  # a thread that ended meanwhile
+        return ""
