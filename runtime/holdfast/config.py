@@ -15,7 +15,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "DEBUG", "INFO", "WARNING", "
 class AgentConfig:
     """What an operator may set; everything has a safe default."""
 
-    listen: str = setting("127.0.0.1:8080", "HOST:PORT that clients of the models use; port 0 = any free one")
+    listen: str = setting("127.0.0.1:8080", "HOST:PORT or unix:/PATH for clients of the models; port 0 = any")
     insecure: bool = setting(False, "allow a serving address that other machines can reach, without encryption")
     serving: ServingSettings = setting(  # noqa: RUF009  # frozen
         ServingSettings(), "how models are served, in a table [serving]: the settings of `ServingSettings`"

@@ -58,9 +58,23 @@ def running(pool: ModelPool, options: ServerOptions, *taps: RequestTap) -> Itera
         server.stop(2.0)
 
 
+def connect(address: Address) -> socket.socket:
+    """A connection to a server, over TCP or a unix socket."""
+    if address.path is None:
+        return socket.create_connection((address.host, address.port), timeout=TIMEOUT_S)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(TIMEOUT_S)
+    try:
+        connection.connect(str(address.path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def exchange(address: Address, data: bytes) -> bytes:
     """Send bytes, close our half, and return all that comes back. A reset counts as the end."""
-    with socket.create_connection((address.host, address.port), timeout=TIMEOUT_S) as connection:
+    with connect(address) as connection:
         answer = b""
         try:
             connection.sendall(data)

@@ -60,7 +60,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("state", metavar="STATE", type=Path, help="the device's folder")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML; flags win over it")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="install this signed policy first")
-    parser.add_argument("--listen", metavar="HOST:PORT", help="where the models are served; port 0 = any free one")
+    parser.add_argument("--listen", metavar="HOST:PORT|unix:/PATH", help="where the models are served; port 0 = any")
     parser.add_argument("--insecure", action="store_true", default=None, help="allow an address others can reach")
     parser.add_argument("--data", type=Path, metavar="FILE", help="local samples (npz) for federated rounds")
     parser.add_argument("--window-s", type=float, help="length of an operational window")

@@ -128,7 +128,8 @@ def _say_ready(name: str, session: ModelSession, address: Address, *, as_json: b
 
 def curl_line(name: str, session: ModelSession, address: Address) -> str:
     """A request that works as it stands: zeros, every dynamic dimension 1; raw bytes where numbers would fill pages."""
-    url = f"http://{address}/v2/models/{name}/infer"
+    to = f"http://{address}" if address.path is None else f"--unix-socket {address.path} http://localhost"
+    url = f"{to}/v2/models/{name}/infer"
     is_large = sum(map(_count, session.inputs)) > MAX_EXAMPLE_ELEMENTS
     if len(session.inputs) == 1 and (is_large or session.inputs[0].dtype == "bfloat16"):
         (spec,) = session.inputs
@@ -195,6 +196,7 @@ SERVE = Command(
   holdfast example digits.onnx         (if you have no model)
   holdfast serve digits.onnx
   holdfast serve model.onnx --name scorer --listen 127.0.0.1:0 --threads 2
+  holdfast serve model.onnx --listen 127.0.0.1:8080 --listen unix:/run/user/1000/scorer.sock
   holdfast serve models/ --poll-s 5    (models/NAME/VERSION/model.onnx; read only)
   holdfast serve models/ --settings serving.toml --batch-delay-ms 2
 

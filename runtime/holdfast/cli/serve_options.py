@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast.serving.settings import ServingSettings
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
+LOOPBACK = "127.0.0.1"
 TRITON_PORTS = (8000, 8001)  # where clients of Triton look for HTTP and for gRPC
 ENVIRONMENT_PREFIX = "HOLDFAST_SERVING_"  # as for the same settings of an agent
 FLAGS = (
@@ -35,8 +36,8 @@ FLAGS = (
 
 def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say where to listen and who may do what."""
-    listen = f"where to serve gRPC and HTTP; may be given again; port 0 = any free one; default {DEFAULT_LISTEN}"
-    parser.add_argument("--listen", action="append", metavar="HOST:PORT", help=listen)
+    listen = f"where to serve gRPC and HTTP, port 0 = any; may be given again (default {DEFAULT_LISTEN})"
+    parser.add_argument("--listen", action="append", metavar="HOST:PORT|unix:/PATH", help=listen)
     parser.add_argument(
         "--triton-ports", action="store_true", help="listen on 8000 and 8001 too, where clients of Triton look"
     )
@@ -132,5 +133,5 @@ def options_from(
     first, *others = (Address.parse(text) for text in arguments.listen or (DEFAULT_LISTEN,))
     options = server_options(settings, first, insecure=arguments.insecure, has_repository=has_repository)
     if arguments.triton_ports:
-        others += [Address(first.host, port) for port in triton_ports]
+        others += [Address(first.host or LOOPBACK, port) for port in triton_ports]
     return replace(options, also_listen=(*others, *options.also_listen))

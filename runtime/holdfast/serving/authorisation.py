@@ -111,6 +111,19 @@ def check_exposure(rules: AccessRules, address: str, *, is_loopback: bool, has_t
         )
 
 
+def check_unix_exposure(rules: AccessRules, address: str) -> None:
+    """Whether a public unix socket may be opened beside these rules.
+
+    Raises:
+        UsageError: nobody could use it: there is no TLS to show an id with.
+    """
+    if rules.allowed_ids and not rules.token_digests:
+        raise UsageError(
+            f"an allow-list of ids shuts everybody out of {address}: a unix socket has no TLS to show an id with; "
+            "give tokens too, or use an admin socket"
+        )
+
+
 def check_call(rules: AccessRules, caller: Caller, action: Action) -> None:
     """Whether the caller may do this.
 

@@ -6,9 +6,6 @@ then closes what is left. Where it may listen, and who may do what, is decided i
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -20,10 +17,11 @@ from holdfast.clock import Clock, SystemClock
 from holdfast.errors import UsageError
 from holdfast.inference.pool import ModelPool
 from holdfast.serving.admission import SchedulerOptions
-from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure
+from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure, check_unix_exposure
 from holdfast.serving.control import Control, Offer
 from holdfast.serving.door import DoorLimits, GrpcioDoor
 from holdfast.serving.http1 import HttpLimits
+from holdfast.serving.listening import PRIVATE_MODE, SocketFile, listen_tcp, listen_unix, resolve
 from holdfast.serving.native.backend import NativeOptions
 from holdfast.serving.native.front import Calls, Listener, NativeFront
 from holdfast.serving.native.tls import ServerTls, TlsFiles
@@ -38,38 +36,50 @@ from holdfast.serving.statistics import Statistics
 DEFAULT_PORT = 8080
 MAX_MESSAGE_BYTES = 64 * 1024**2  # 64 MiB: a batch of 100 images of 224 x 224 in float32, uncompressed
 STOP_DEADLINE_S = 10.0
-BACKLOG = 128
+UNIX = "unix:"
 
 Front = Literal["native", "grpcio"]
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens."""
+    """Where a server listens: a host and port, or the path of a unix socket."""
 
     host: str
     port: int
+    path: Path | None = None
 
     def __str__(self) -> str:
+        if self.path is not None:
+            return f"{UNIX}{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
+    def unix(cls, path: Path) -> Address:
+        """A unix socket."""
+        return cls("", 0, path)
+
+    @classmethod
     def parse(cls, text: str) -> Address:
-        """HOST:PORT; an IPv6 address in brackets.
+        """HOST:PORT, an IPv6 address in brackets; or unix:PATH, as gRPC's clients write it (unix:///PATH too).
 
         Raises:
             UsageError: not of that form.
         """
+        if text.startswith(UNIX):
+            return cls.unix(_unix_path(text))
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
         if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-            raise UsageError(f"expected HOST:PORT, like 127.0.0.1:{DEFAULT_PORT}, got {text!r}")
+            raise UsageError(f"expected HOST:PORT, like 127.0.0.1:{DEFAULT_PORT}, or unix:/PATH, got {text!r}")
         return cls(host, int(port))
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """Where to listen, and how much to take. Port 0 = one that is free. Every address speaks gRPC and HTTP.
+
+    A unix socket is local, and the kernel guards it: it has no TLS, and `unix_mode` says who can reach it.
 
     front: "native" serves everything on one loop; "grpcio" is the fallback on other people's gRPC, without TLS.
     memoise: of the native front: remember heads of messages; off, the same bytes go out, only later.
@@ -87,6 +97,7 @@ class ServerOptions:
     tls: TlsFiles | None = None
     memoise: bool = True
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    unix_mode: int = PRIVATE_MODE
 
 
 class Server:
@@ -114,6 +125,7 @@ class Server:
         self.addresses: tuple[Address, ...] = ()
         self._clock = clock
         self._doors: list[GrpcioDoor] = []
+        self._files: list[SocketFile] = []
         self._native: NativeFront | None = None
         self._pool, self._statistics = pool, statistics
         self._scheduler: ModelScheduler | None = None
@@ -131,9 +143,7 @@ class Server:
         limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
         listeners = self._open_listeners()
         if options.front == "native":
-            self._start_native(
-                [Listener(at, of.is_admin, of.is_local, None if of.is_admin else tls) for at, of in listeners]
-            )
+            self._start_native([Listener(at, of.is_admin, of.is_local, _tls_of(at, tls)) for at, of in listeners])
             return self.addresses[0]
         for opened, origin in listeners:
             door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
@@ -147,16 +157,31 @@ class Server:
         opened: list[tuple[socket.socket, Origin]] = []
         try:
             for address in (options.listen, *options.also_listen):
-                listener, is_loopback = _listen(options, address)
-                opened.append((listener, Origin(is_admin=False, is_local=is_loopback)))
-            self.addresses = tuple(Address(*at.getsockname()[:2]) for at, _ in opened)
+                listener, is_local = self._open(address)
+                opened.append((listener, Origin(is_admin=False, is_local=is_local)))
+            self.addresses = tuple(_address_of(at) for at, _ in opened)
             if options.admin_socket is not None:
-                opened.append((listen_privately(options.admin_socket), Origin(is_admin=True)))
+                listener, file = listen_unix(options.admin_socket)
+                self._files.append(file)
+                opened.append((listener, Origin(is_admin=True)))
         except UsageError:
             for listener, _ in opened:
                 listener.close()
+            self._remove_sockets()
             raise
         return opened
+
+    def _open(self, address: Address) -> tuple[socket.socket, bool]:
+        """A public listener, and whether only this machine can reach it."""
+        options, has_tls = self._options, self._options.tls is not None
+        if address.path is not None:
+            check_unix_exposure(options.rules, str(address))
+            listener, file = listen_unix(address.path, options.unix_mode)
+            self._files.append(file)
+            return listener, True
+        _, _, is_loopback = resolve(address.host, address.port)
+        check_exposure(options.rules, str(address), is_loopback=is_loopback, has_tls=has_tls, insecure=options.insecure)
+        return listen_tcp(address.host, address.port), is_loopback
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Drain within `deadline_s`, then end what is left. Does nothing if not started."""
@@ -174,7 +199,7 @@ class Server:
         for stop in stops:
             stop.join()
         self._doors.clear()
-        self._remove_socket()
+        self._remove_sockets()
 
     def _start_native(self, listeners: Sequence[Listener]) -> None:
         options = self._options
@@ -199,61 +224,30 @@ class Server:
         self._native.stop(deadline_s)
         self._scheduler.close()
         self._native = self._scheduler = None
-        self._remove_socket()
+        self._remove_sockets()
 
-    def _remove_socket(self) -> None:
-        if self._options.admin_socket is not None:
-            self._options.admin_socket.unlink(missing_ok=True)
-
-
-def listen_privately(path: Path) -> socket.socket:
-    """A unix socket that only this user can reach. One that a dead server left is replaced.
-
-    Raises:
-        UsageError: something else is there, or the folder is not ours to write in.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise UsageError(f"{path} is in use by another server; stop it, or choose another path")
-            path.unlink()
-        mask = os.umask(0o177)  # the socket must never exist with wider rights, not even for a moment
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        listener.listen(BACKLOG)
-    except (OSError, UsageError) as error:
-        listener.close()
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"cannot listen on {path}: {error.strerror or error}") from error
-    return listener
+    def _remove_sockets(self) -> None:
+        for file in self._files:
+            file.remove()
+        self._files.clear()
 
 
-def _listen(options: ServerOptions, address: Address) -> tuple[socket.socket, bool]:
-    """A public listener, and whether only this machine can reach it."""
-    try:
-        family, _, _, _, where = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise UsageError(f"cannot listen on {address}: unknown host name") from error
-    is_loopback = ipaddress.ip_address(str(where[0]).split("%")[0]).is_loopback
-    check_exposure(
-        options.rules, str(address), is_loopback=is_loopback, has_tls=options.tls is not None, insecure=options.insecure
-    )
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            advice = f"stop it, or choose another with --listen {address.host}:PORT (0 = any free one)"
-            raise UsageError(f"port {address.port} on {address.host} is in use by another program; {advice}") from error
-        raise UsageError(f"cannot listen on {address}: {error.strerror}") from error
-    return listener, is_loopback
+def _unix_path(text: str) -> Path:
+    path = text.removeprefix(UNIX)
+    if path.startswith("//"):
+        host, slash, rest = path.removeprefix("//").partition("/")
+        if host or not slash:
+            raise UsageError(f"expected unix:PATH or unix:///PATH, got {text!r}")
+        path = slash + rest
+    if not path or "\0" in path or path.endswith("/"):
+        raise UsageError(f"expected the path of a socket after unix:, like unix:/run/holdfast.sock, got {text!r}")
+    return Path(path)
+
+
+def _address_of(listener: socket.socket) -> Address:
+    name = listener.getsockname()
+    return Address.unix(Path(name)) if listener.family == socket.AF_UNIX else Address(*name[:2])
+
+
+def _tls_of(listener: socket.socket, tls: ServerTls | None) -> ServerTls | None:
+    return None if listener.family == socket.AF_UNIX else tls

@@ -18,13 +18,17 @@ from holdfast.settings import setting
 
 MIB = 1_048_576
 MAX_TOKEN_FILE_BYTES = 65_536
+UNIX_MODES = ("600", "660", "666")
 
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
     """Where else to listen, who may call, how much is taken, and when a request runs."""
 
-    also_listen: tuple[str, ...] = setting((), "more addresses to serve on, each HOST:PORT")
+    also_listen: tuple[str, ...] = setting((), "more addresses to serve on, each HOST:PORT or unix:/PATH")
+    unix_mode: str = setting(
+        "600", "rights of unix sockets among the addresses: this user, also its group, or all", choices=UNIX_MODES
+    )
     front: str = setting("native", "grpcio is the fallback, slower and without TLS", choices=("native", "grpcio"))
     tls_certificate: Path | None = setting(None, "serve TLS with this certificate chain (PEM)")  # noqa: RUF009
     tls_key: Path | None = setting(None, "and with this key (PEM)")  # noqa: RUF009
@@ -96,6 +100,7 @@ def server_options(
         front="grpcio" if settings.front == "grpcio" else "native",
         tls=tls,
         scheduler=scheduler_options(settings),
+        unix_mode=int(settings.unix_mode, 8),
     )
 
 

@@ -17,8 +17,9 @@ from tritonclient.utils import InferenceServerException
 
 from holdfast.errors import ConflictError, HoldfastError, RequestError, UnknownRegionError, UsageError
 from holdfast.serving.authorisation import rules_of
+from holdfast.serving.listening import listen_unix
 from holdfast.serving.parameters import RegionSlice
-from holdfast.serving.server import Address, Front, Server, ServerOptions, listen_privately
+from holdfast.serving.server import Address, Front, Server, ServerOptions
 from holdfast.serving.shared_memory import MAX_REGIONS, SharedMemory
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -216,16 +217,16 @@ def test_files_are_closed(folder: Path) -> None:
 
 def test_admin_socket_is_private_and_replaces_only_a_dead_one(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    first = listen_privately(path)
+    first, _ = listen_unix(path)
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match="in use by another server"):
-        listen_privately(path)
+        listen_unix(path)
     first.close()
 
-    listen_privately(path).close()
+    listen_unix(path)[0].close()
 
     path.unlink()
     path.write_text("precious")
     with pytest.raises(UsageError, match="cannot listen"):
-        listen_privately(path)
+        listen_unix(path)
     assert path.read_text() == "precious"
