@@ -31,14 +31,16 @@ enum { DATA = 0, HEADERS = 1, RESET = 3, SETTINGS = 4, PING = 6, GOAWAY = 7, WIN
 enum { SLOTS = 1 << 14, IN_BYTES = 1 << 22, OUT_BYTES = 1 << 25, WINDOW_STEP = 1 << 28, MAX_TIMES = 1 << 22 };
 static const int64_t STALL_NS = 60LL * 1000000000;
 
-typedef struct { uint8_t *bytes; uint32_t size, data_size; uint8_t *answer; uint32_t answer_size; int is_kept; } Call;
-typedef struct { uint32_t stream, call, got; int64_t since_ns; } Slot;
+typedef struct { uint8_t *bytes; uint32_t size; uint8_t *answer; uint32_t answer_size; int is_kept; } Call;
+typedef struct { uint32_t stream, call, got, sent; int64_t window, since_ns; } Slot;
 
 static Call *calls;
 static uint32_t call_count, next_call, next_stream = 3;
 static Slot slots[SLOTS];
 static uint8_t *in, *out;
 static size_t in_size, out_start, out_end;
+static Slot *unsent[SLOTS];
+static uint32_t unsent_count;
 static int connection;
 static int64_t send_window = 65535, stream_window = 65535, received;
 static uint32_t *times_ns, answered, in_flight;
@@ -84,18 +86,34 @@ static void queue_frame(uint8_t kind, uint8_t flags, const uint8_t *payload, uin
     queue_bytes(payload, size);
 }
 
-static int can_send(void) { return calls[next_call].data_size <= send_window && out_end < OUT_BYTES / 2; }
+/* Queues the frames of a call as far as the server's windows allow; true if it is all out. */
+static int queue_rest(Slot *slot) {
+    Call *call = &calls[slot->call];
+    while (slot->sent < call->size) {
+        uint8_t *at = call->bytes + slot->sent;
+        uint32_t size = big(at, 3), counted = at[3] == DATA ? size : 0;
+        if (counted > send_window || counted > slot->window || out_end > OUT_BYTES / 2) return 0;
+        put_big(at + 5, slot->stream);
+        queue_bytes(at, 9 + size);
+        send_window -= counted;
+        slot->window -= counted;
+        slot->sent += 9 + size;
+    }
+    return 1;
+}
+
+static void queue_unsent(void) {
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < unsent_count; i++)
+        if (!queue_rest(unsent[i])) unsent[left++] = unsent[i];
+    unsent_count = left;
+}
 
 static void queue_call(int64_t since_ns) {
-    Call *call = &calls[next_call];
     Slot *slot = &slots[next_stream / 2 % SLOTS];
     if (slot->stream) die("an answer is missing since thousands of calls");
-    if (call->data_size > stream_window) die("a call is larger than the window of a stream");
-    *slot = (Slot){next_stream, next_call, 0, since_ns};
-    size_t at = out_start == out_end ? 0 : out_end;
-    queue_bytes(call->bytes, call->size);
-    for (size_t end = at + call->size; at < end; at += 9 + big(out + at, 3)) put_big(out + at + 5, next_stream);
-    send_window -= call->data_size;
+    *slot = (Slot){next_stream, next_call, 0, 0, stream_window, since_ns};
+    if (unsent_count || !queue_rest(slot)) unsent[unsent_count++] = slot;
     next_call = (next_call + 1) % call_count;
     next_stream += 2;
     in_flight++;
@@ -136,7 +154,11 @@ static void on_end(uint32_t stream, int64_t at_ns) {
 
 static void on_settings(const uint8_t *payload, uint32_t size) {
     for (uint32_t at = 0; at + 6 <= size; at += 6)
-        if (big(payload + at, 2) == 4) stream_window = big(payload + at + 2, 4);
+        if (big(payload + at, 2) == 4) {
+            int64_t change = (int64_t)big(payload + at + 2, 4) - stream_window;
+            stream_window += change;
+            for (uint32_t i = 0; i < unsent_count; i++) unsent[i]->window += change; /* RFC 9113 6.9.2 */
+        }
     queue_frame(SETTINGS, 1, payload, 0);
 }
 
@@ -152,8 +174,10 @@ static void on_frame(const uint8_t *at, uint32_t size, int64_t at_ns) {
         on_settings(payload, size);
     } else if (kind == PING && !(flags & 1)) {
         queue_frame(PING, 1, payload, 8);
-    } else if (kind == WINDOW && stream == 0) {
-        send_window += big(payload, 4);
+    } else if (kind == WINDOW) {
+        Slot *slot = &slots[stream / 2 % SLOTS];
+        if (stream == 0) send_window += big(payload, 4);
+        else if (slot->stream == stream) slot->window += big(payload, 4);
     } else if (kind == RESET || kind == GOAWAY) {
         die("the server ended a stream or the connection");
     }
@@ -170,6 +194,7 @@ static void on_frame(const uint8_t *at, uint32_t size, int64_t at_ns) {
 static void step(int64_t until_ns) {
     int64_t wait_ns = until_ns ? until_ns - now_ns() : STALL_NS;
     if (wait_ns < 0) wait_ns = 0;
+    if (unsent_count) queue_unsent();
     while (out_start < out_end) {
         ssize_t sent = send(connection, out + out_start, out_end - out_start, MSG_NOSIGNAL);
         if (sent < 0 && errno == EAGAIN) break;
@@ -216,7 +241,7 @@ static void run_closed(uint32_t width, uint32_t count, double seconds) {
     answered = 0;
     while (answered < count) {
         int64_t at = now_ns();
-        while (in_flight < width && sent < count && at < end && can_send()) queue_call(at), sent++;
+        while (in_flight < width && sent < count && at < end) queue_call(at), sent++;
         if (at >= end && !in_flight) break;
         step(0);
     }
@@ -229,7 +254,7 @@ static void run_open(double per_second, uint32_t count) {
     answered = 0;
     while (answered < count) {
         int64_t due = start + (int64_t)(sent * 1e9 / per_second);
-        if (sent < count && now_ns() >= due && can_send()) {
+        if (sent < count && now_ns() >= due) {
             queue_call(due);
             sent++;
             due = start + (int64_t)(sent * 1e9 / per_second);
@@ -270,12 +295,7 @@ static void read_calls(const char *path) {
     queue_bytes(read_bytes(file, size), size);
     call_count = read_size(file);
     calls = calloc(call_count, sizeof *calls);
-    for (Call *call = calls; call < calls + call_count; call++) {
-        call->size = read_size(file);
-        call->bytes = read_bytes(file, call->size);
-        for (uint32_t at = 0; at < call->size; at += 9 + big(call->bytes + at, 3))
-            if (call->bytes[at + 3] == DATA) call->data_size += big(call->bytes + at, 3);
-    }
+    for (uint32_t i = 0; i < call_count; i++) calls[i].bytes = read_bytes(file, calls[i].size = read_size(file));
     fclose(file);
 }
 

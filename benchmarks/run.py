@@ -13,7 +13,21 @@ from collections.abc import Sequence
 
 from benchmarks.harness import NotRun, Options, Outcome, environment, publish, show, store
 
-NAMES = ("serving", "serving_native", "scheduler", "outbox", "reports", "sketch", "training", "bundle")
+NAMES = (
+    "serving",
+    "serving_native",
+    "serving_throughput",
+    "serving_deep",
+    "serving_tensors",
+    "serving_tls",
+    "serving_clients",
+    "scheduler",
+    "outbox",
+    "reports",
+    "sketch",
+    "training",
+    "bundle",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

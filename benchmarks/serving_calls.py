@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,11 +40,12 @@ Style = Literal["c-core", "go"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, framed with stream id 0, and what it must be answered with."""
+    """One request, as a message and framed with stream id 0, and what it must be answered with."""
 
-    frames: bytes
+    message: bytes
     expected: np.ndarray
     request_id: str
+    frames: bytes = b""
 
 
 def varied_calls(
@@ -53,6 +54,18 @@ def varied_calls(
     """A greeting with a first call, which fills the header table, and `count` different calls after it."""
     random = np.random.default_rng(7)
     sessions = {name: load_session(ModelSource(MODELS[name]())) for name in models}
+    calls = []
+    for index in range(count):
+        name = models[index % len(models)]
+        x = random.standard_normal((rows[index % len(rows)], *input_shape(name)), dtype=np.float32)
+        request_id = secrets.token_hex(8)
+        message = encode_request(TensorRequest(name, "", request_id, {"x": x}))
+        calls.append(Call(message, sessions[name].run({"x": x})["y"], request_id))
+    return framed(calls, style)
+
+
+def framed(calls: Sequence[Call], style: Style = "c-core") -> tuple[bytes, list[Call]]:
+    """The greeting of a connection, and the calls with their frames."""
     encoder = hpack.Encoder()
     huffman = style == "go"
     fixed = [
@@ -68,19 +81,15 @@ def varied_calls(
     first = encoder.encode(fixed, huffman=huffman)
     greeting = GREETING + frame(1, 4, first, 1) + frame(0, 1, b"\0\0\0\0\0", 1)
     kind = hpack.HeaderTuple if style == "go" else hpack.NeverIndexedHeaderTuple
-    calls = []
-    for index in range(count):
-        name = models[index % len(models)]
-        x = random.standard_normal((rows[index % len(rows)], *input_shape(name))).astype(np.float32)
-        request_id = secrets.token_hex(8)
-        message = encode_request(TensorRequest(name, "", request_id, {"x": x}))
+    made = []
+    for index, call in enumerate(calls):
         varying = [
             kind("grpc-timeout", f"{5_000 + index % 4_000}m"),
             kind("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"),
         ]
         head = frame(1, 4, encoder.encode([*fixed, *varying], huffman=huffman))
-        calls.append(Call(head + data_frames(grpc_body(message)), sessions[name].run({"x": x})["y"], request_id))
-    return greeting, calls
+        made.append(replace(call, frames=head + data_frames(grpc_body(call.message))))
+    return greeting, made
 
 
 def check_answers(calls: Sequence[Call], answers: Sequence[bytes]) -> None:

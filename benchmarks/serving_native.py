@@ -60,13 +60,21 @@ def run(options: Options) -> list[Outcome]:
     return outcomes
 
 
-def replayed(server: Served, replay: Replay, options: Options, *, in_flight: int = IN_FLIGHT) -> Block:
-    """The calls over and over for a while."""
+def replayed(
+    server: Served,
+    replay: Replay,
+    options: Options,
+    *,
+    in_flight: int = IN_FLIGHT,
+    seconds: float = BLOCK_S,
+    cpu_is: str = "server_cpu_us",
+) -> Block:
+    """The calls over and over for a while. `cpu_is` names what the server spends, for whom it stands beside."""
 
     def block() -> Figures:
         before = cpu_ns(server.pid)
-        told = replay.closed(in_flight, seconds=options.seconds(BLOCK_S))
-        return _figures(told, cpu_ns(server.pid) - before)
+        told = replay.closed(in_flight, seconds=options.seconds(seconds))
+        return _figures(told, cpu_ns(server.pid) - before, cpu_is)
 
     return block
 
@@ -81,13 +89,13 @@ def churned(server: Served, models: Sequence[str]) -> Block:
             told = replay.closed(IN_FLIGHT, count=len(calls))
             spent = cpu_ns(server.pid) - before
             replay.check()
-        return _figures(told, spent)
+        return _figures(told, spent, "server_cpu_us")
 
     return block
 
 
-def _figures(told: Figures, spent_ns: int) -> Figures:
+def _figures(told: Figures, spent_ns: int, cpu_is: str) -> Figures:
     return {
-        "server_cpu_us": spent_ns / told["answered"] / 1e3,
+        cpu_is: spent_ns / told["answered"] / 1e3,
         "requests_per_s": told["answered"] / told["seconds"],
     }
