@@ -2,7 +2,7 @@
 
 The C++ client is gRPC's own C core, 256 different calls of one row, 32 in flight on one channel and one at a time;
 every status and every answer is checked, byte by byte. The aim is 12 us of the server's CPU with 32 in flight. wrk
-sends one binary request over HTTP/1.1, on one connection and on 32. These clients spend more CPU per call than the server.
+sends one binary request over HTTP/1.1, on one connection and on 32. A client spends more CPU per call than the server.
 """
 
 from __future__ import annotations
