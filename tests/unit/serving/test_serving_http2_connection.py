@@ -240,6 +240,23 @@ def test_long_header_blocks_of_ours_are_continued() -> None:
     assert any(isinstance(event, h2.events.ResponseReceived) for event in pair.told)
 
 
+@pytest.mark.parametrize("size", [0, 100, 4_095, 65_536])
+def test_peer_with_another_header_table_reads_every_answer(size: int) -> None:
+    """RFC 7541 4.2: a smaller table must be acknowledged at the beginning of the next block."""
+    pair = Pair(HEADER_TABLE_SIZE=size)
+
+    for stream_id in (1, 3):
+        pair.server.answer(pair.ask(stream_id)[0][1], HEAD, b"", b"body", TRAILERS)
+        pair.step()
+        assert pair.answers(stream_id) == (b"body", True)
+    pair.client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+    pair.step()
+    pair.server.send_headers(pair.ask(5)[0][1], HEAD, end=True)
+    pair.step()
+
+    assert any(isinstance(event, h2.events.StreamEnded) and event.stream_id == 5 for event in pair.told)
+
+
 def test_drain_answers_what_was_begun_and_refuses_what_comes_later() -> None:
     pair = Pair()
     first = pair.ask(1)[0][1]

@@ -375,10 +375,12 @@ class Http2Connection:
         self._sender.out.append(frames.SETTINGS_ACK)
 
     def _apply(self, settings: Iterable[tuple[int, int]]) -> None:
-        """RFC 9113 6.5.2; unknown settings, and those of tables and lists we do not use, are ignored."""
+        """RFC 9113 6.5.2; unknown settings, and the bound of lists that ours never reach, are ignored."""
         for key, value in settings:
             if key == frames.Setting.ENABLE_PUSH and value > 1:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+            if key == frames.Setting.HEADER_TABLE_SIZE:
+                self._sender.limit_table(value)
             if key == frames.Setting.INITIAL_WINDOW_SIZE:
                 if value > MAX_WINDOW_BYTES:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "an initial window above 2^31-1")

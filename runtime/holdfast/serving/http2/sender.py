@@ -10,10 +10,16 @@ from collections import deque
 
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
-from holdfast.serving.http2.limits import DEFAULT_FRAME_BYTES, DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES
+from holdfast.serving.http2.limits import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_TABLE_BYTES,
+    DEFAULT_WINDOW_BYTES,
+    MAX_WINDOW_BYTES,
+)
 from holdfast.serving.http2.stream import Stream
 
 BURST_BYTES = 1_048_576
+TABLE_OF_NOTHING = b"\x20"  # RFC 7541 6.3: a dynamic table size update to 0
 
 
 class Sender:
@@ -24,6 +30,8 @@ class Sender:
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = DEFAULT_FRAME_BYTES
         self.is_paused = False
+        self._has_table = True  # as far as the peer knows: we index nothing, but a block has to say so
+        self._owed = b""  # before the next block
         self.unsent_bytes = 0  # in queues, behind windows or a pause
         self.update_credit = 0  # WINDOW_UPDATEs that what we sent explains
         self.out: list[bytes | memoryview] = []
@@ -34,7 +42,7 @@ class Sender:
         """A whole answer: header block, DATA of prefix and body, trailer block. False if it has to wait."""
         size = len(prefix) + len(body)
         room = min(self.window, stream.send_window, self.max_frame_bytes)
-        if size > room or self.is_paused or stream.queue or len(head) > DEFAULT_FRAME_BYTES:
+        if size > room or self.is_paused or stream.queue or self._owed or len(head) > DEFAULT_FRAME_BYTES:
             self.headers(stream, head, end=False)
             self.data(stream, prefix, end=False)
             self.data(stream, body, end=False)
@@ -107,6 +115,11 @@ class Sender:
             raise StreamFault(stream.id, ErrorCode.FLOW_CONTROL_ERROR, "a stream window above 2^31-1")
         stream.send_window += increment
 
+    def limit_table(self, size: int) -> None:
+        """A smaller header table is acknowledged at the beginning of the next block (RFC 7541 4.2)."""
+        if self._has_table and size < DEFAULT_TABLE_BYTES:
+            self._has_table, self._owed = False, TABLE_OF_NOTHING
+
     def set_initial_window(self, size: int, streams: dict[int, Stream]) -> None:
         """RFC 9113 6.9.2: open streams change by the difference, and may go below zero."""
         difference = size - self.initial_window
@@ -147,6 +160,8 @@ class Sender:
         return size or 1
 
     def _put_headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
+        if self._owed:
+            block, self._owed = self._owed + block, b""
         self.out.append(frames.header_frames(stream.id, block, self.max_frame_bytes, end_stream=end))
         if end:
             self._end(stream)
