@@ -25,6 +25,7 @@
     │   ├── InferenceError   the model itself failed on inputs that fit its signature
     │   ├── UnsupportedError a part of the protocol that this server does not offer
     │   ├── StoppingError    the server is stopping; ask another one, or again in a moment
+    │   ├── AbandonedError   the client left or cancelled before its answer
     │   ├── AccessError      the caller may not do this here
     │   │   └── UnauthenticatedError the caller did not show who it is
     │   ├── UnknownRegionError no shared memory region is registered under this name
@@ -171,6 +172,10 @@ class UnknownRegionError(RequestError):
 
 class ConflictError(RequestError):
     code = "HF-REQUEST-012"
+
+
+class AbandonedError(RequestError):
+    code = "HF-REQUEST-013"
 
 
 class PolicyError(HoldfastError):

@@ -143,7 +143,8 @@ class Control:
         """The metrics page."""
         ready = [(model.name, model.version) for model in self._offer.pool.models()]
         counts = self._offer.statistics.counts()
-        return metrics.render(counts, ready, __version__, is_ready=self._offer.service.is_ready)
+        service = self._offer.service
+        return metrics.render(counts, ready, __version__, is_ready=service.is_ready, waiting=service.waiting())
 
     def repository_index(self, *, ready_only: bool) -> list[Value]:
         """Every model version that is known, with its state and the reason if it is not served."""

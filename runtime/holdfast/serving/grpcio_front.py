@@ -19,6 +19,7 @@ import grpc
 
 from holdfast.clock import Clock
 from holdfast.errors import OverloadedError
+from holdfast.serving.protocols import OnLeave
 from holdfast.serving.rpc import CallContext, Origin, RpcTable, StreamCall, UnaryCall, WatchCall, trace_context
 from holdfast.serving.status import status_of
 
@@ -77,7 +78,7 @@ class _Calls(grpc.GenericRpcHandler):
 
     def _unary(self, call: UnaryCall) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def edge(data: bytes, context: grpc.ServicerContext) -> bytes:
-            known = self._context(context)
+            known = self._context(context, _Departure(context).tell)
             try:
                 answer = call.answer(data, known)
             except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
@@ -89,10 +90,11 @@ class _Calls(grpc.GenericRpcHandler):
 
     def _stream(self, call: StreamCall) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
         def edge(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            on_leave = _Departure(context).tell
             with self._long_call(context):
                 try:
                     for data in messages:
-                        yield call.answer(data, self._context(context))
+                        yield call.answer(data, self._context(context, on_leave))
                 except grpc.RpcError:
                     pass  # the client left in the middle of the stream
                 except Exception as error:  # noqa: BLE001  # the rpc edge
@@ -126,11 +128,39 @@ class _Calls(grpc.GenericRpcHandler):
         finally:
             self._long_calls.release()
 
-    def _context(self, context: grpc.ServicerContext) -> CallContext:
+    def _context(self, context: grpc.ServicerContext, on_leave: OnLeave | None = None) -> CallContext:
         left_s = context.time_remaining()
         deadline_s = None if left_s is None else self._clock.monotonic_s() + left_s
         metadata = {str(key): value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        return CallContext(deadline_s, metadata, "", self._origin.is_admin, self._origin.is_local)
+        origin = self._origin
+        return CallContext(deadline_s, metadata, "", origin.is_admin, origin.is_local, on_leave=on_leave)
+
+
+class _Departure:
+    """Tells the one who waits for an answer that the call has ended without it. One callback of grpcio for all."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._tell: Callable[[], None] | None = None
+        self._is_over = not context.add_callback(self._ended)
+
+    def tell(self, whom: Callable[[], None] | None) -> None:
+        """Call `whom`, and nobody else, when the call ends; at once if it has."""
+        with self._lock:
+            self._tell = None if self._is_over else whom
+            is_late = self._is_over
+        if is_late and whom is not None:
+            whom()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._is_over = True
+            whom, self._tell = self._tell, None
+        left_s = self._context.time_remaining()
+        is_late = left_s is not None and left_s <= 0  # then the scheduler's own alarm answers, and by that name
+        if whom is not None and not is_late:
+            whom()
 
 
 def _abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:

@@ -7,7 +7,7 @@ may share its run (same model version, same outputs wanted), up to the largest p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from holdfast.inference.pool import ServedModel
@@ -100,6 +100,12 @@ class Line:
         late = [entry for entry in self if is_late(entry, now_s)]
         self._remove(late)
         return late
+
+    def take_pending(self, wanted: Collection[int]) -> list[Entry]:
+        """Those of these requests (by `id` of their Pending) that wait, no longer waiting."""
+        entries = [entry for entry in self if id(entry.pending) in wanted]
+        self._remove(entries)
+        return entries
 
     def take_all(self) -> list[Entry]:
         """Everything that waits, no longer waiting."""

@@ -19,13 +19,29 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Sample = tuple[str, Mapping[str, str], float]  # suffix of the name, labels, value
 
 
-def render(counts: Mapping[Key, ModelCounts], ready: Iterable[Key], version: str, *, is_ready: bool) -> str:
-    """All metrics. `ready`: models and versions that are served now; `version`: of this program."""
+def render(
+    counts: Mapping[Key, ModelCounts],
+    ready: Iterable[Key],
+    version: str,
+    *,
+    is_ready: bool,
+    waiting: Mapping[str, int],
+) -> str:
+    """All metrics.
+
+    Args:
+        ready: models and versions that are served now.
+        version: of this program.
+        waiting: requests that wait now, by model; a queue is all of a model's versions.
+    """
+    ready = sorted(ready)
+    depths = [("", {"model": name}, float(waiting.get(name, 0))) for name in sorted({name for name, _ in ready})]
     known = {key: value for key, value in counts.items() if key != NOWHERE}
     families = [
         _family("holdfast_info", "gauge", "The program that answers.", [("", {"version": version}, 1)]),
         _family("holdfast_ready", "gauge", "1 while requests are welcome.", [("", {}, float(is_ready))]),
-        _family("holdfast_model_ready", "gauge", "Served models.", [("", _labels(key), 1) for key in sorted(ready)]),
+        _family("holdfast_model_ready", "gauge", "Served models.", [("", _labels(key), 1) for key in ready]),
+        _family("holdfast_queue_requests", "gauge", "Requests that wait for a run now.", depths),
         _counter("requests_total", "Requests answered.", known, lambda c: c.requests),
         _family("holdfast_request_errors_total", "counter", "Requests refused or failed, by reason.", _errors(counts)),
         _counter("rows_total", "Rows that models ran on.", known, lambda c: c.rows),

@@ -43,6 +43,7 @@ class LabelSink(Protocol):
 
 
 Answer = TensorResponse | HoldfastError
+OnLeave = Callable[[Callable[[], None] | None], None]  # whom to tell when the client leaves; None = nobody any more
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would cost each request 0.5 us, and nobody changes one
@@ -65,8 +66,22 @@ class Scheduler(Protocol):
     def submit(self, batch: Sequence[Pending]) -> None:
         """Take what arrived in one tick of the loop. On the loop's thread; `done` is called there too."""
 
-    def run(self, requests: Sequence[TensorRequest], deadline_s: float | None = None) -> list[Answer]:
-        """Answer requests in their order, on the caller's thread or while it waits. Not for the loop's thread."""
+    def run(
+        self,
+        requests: Sequence[TensorRequest],
+        deadline_s: float | None = None,
+        *,
+        priority: int = 0,
+        on_leave: OnLeave | None = None,
+    ) -> list[Answer]:
+        """Answer requests in their order, on the caller's thread or while it waits. Not for the loop's thread.
+
+        Args:
+            on_leave: when the client leaves, what waits is answered with AbandonedError, and a run for it alone ends.
+        """
+
+    def waiting(self) -> Mapping[str, int]:
+        """How many requests wait now, by model."""
 
 
 @dataclass(frozen=True, slots=True)

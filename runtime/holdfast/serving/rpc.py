@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
@@ -22,6 +23,7 @@ from holdfast.serving.authorisation import Action, Caller, bearer_token
 from holdfast.serving.control import Control, Value
 from holdfast.serving.health import Health
 from holdfast.serving.parameters import InferCall
+from holdfast.serving.protocols import OnLeave
 from holdfast.serving.reflection import Reflection
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
@@ -56,6 +58,7 @@ class CallContext:
     is_admin: bool = False  # it came over the admin socket
     is_local: bool = False  # it came over loopback or a unix socket
     spiffe_id: str = ""  # of a client certificate that was verified
+    on_leave: OnLeave | None = None  # of a front whose threads wait for answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,8 @@ class RpcTable:
         return oip.encode_response(response, call.form, self._control.regions())
 
     def _model_infer(self, data: bytes, context: CallContext) -> bytes:
-        return self.encode_infer(*self._service.infer(lambda: self.decode_infer(data, context)))
+        decode = partial(self.decode_infer, data, context)
+        return self.encode_infer(*self._service.infer(decode, context.deadline_s, context.on_leave))
 
     def _stream_infer(self, data: bytes, context: CallContext) -> bytes:
         request_id = ""
@@ -167,7 +171,7 @@ class RpcTable:
             return call
 
         try:
-            call, response = self._service.infer(decode)
+            call, response = self._service.infer(decode, context.deadline_s, context.on_leave)
             return oip.encode_stream_response(response, call.form, self._control.regions())
         except HoldfastError as error:
             return oip.encode_stream_error(status_of(error).text, request_id)

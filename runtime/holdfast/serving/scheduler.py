@@ -24,14 +24,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from holdfast.clock import Clock
-from holdfast.errors import DeadlineError, HoldfastError, StoppingError
+from holdfast.errors import AbandonedError, DeadlineError, HoldfastError, StoppingError
 from holdfast.inference.batching import run_together
 from holdfast.inference.pool import ModelPool, ServedModel, responses
 from holdfast.inference.session import RunStop
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving.admission import SchedulerOptions, entry_for, is_inline, why_full
 from holdfast.serving.line import Entry, Group, Line, is_late
-from holdfast.serving.protocols import Answer, BatchEvent, Pending, SchedulerObserver
+from holdfast.serving.protocols import Answer, BatchEvent, OnLeave, Pending, SchedulerObserver
 from holdfast.serving.shell import Shell, ThreadShell, Worker
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,14 @@ class ModelScheduler:
                     self._enqueue(entry)
         self._turn()
 
-    def run(self, requests: Sequence[TensorRequest], deadline_s: float | None = None) -> list[Answer]:
+    def run(
+        self,
+        requests: Sequence[TensorRequest],
+        deadline_s: float | None = None,
+        *,
+        priority: int = 0,
+        on_leave: OnLeave | None = None,
+    ) -> list[Answer]:
         """Answer requests in their order, on the caller's thread or while it waits. Not for the loop's thread."""
         answers: list[Answer | None] = [None] * len(requests)
         all_given = threading.Event()
@@ -99,14 +106,45 @@ class ModelScheduler:
             if None not in answers:
                 all_given.set()
 
+        asked = [Pending(each, deadline_s, partial(give, at), priority) for at, each in enumerate(requests)]
         here = Line("", is_inline=True)
-        for entry in self._accept([Pending(each, deadline_s, partial(give, at)) for at, each in enumerate(requests)]):
+        for entry in self._accept(asked):
             here.add(entry)
+        if on_leave is not None:
+            on_leave(lambda: self.abandon(asked))
         while entries := here.take():
             self._deliver(self._run_entries(entries, None))
         while requests and not self._clock.wait(all_given, WAIT_S):
             pass
+        if on_leave is not None:
+            on_leave(None)
         return [answer for answer in answers if answer is not None]
+
+    def abandon(self, asked: Sequence[Pending]) -> None:
+        """Nobody waits for these any more: those that wait leave their line, a run for them alone is ended.
+
+        From any thread. What was answered before stays answered.
+        """
+        wanted = set(map(id, asked))
+        settled: Settled = []
+        with self._lock:
+            for line in self._lines.values():
+                waiting = line.take_pending(wanted)
+                self._let_go(waiting)
+                running = [entry for entry in line.running if id(entry.pending) in wanted]
+                settled += _settle(waiting + running, AbandonedError("the client left before its answer"))
+                if line.stop is not None and all(entry.is_answered for entry in line.running):
+                    line.stop.set()
+            self._note_idle()
+        self._hand_over(settled)
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait now, by model; those that run are not among them."""
+        found: dict[str, int] = {}
+        with self._lock:
+            for (name, _), line in self._lines.items():
+                found[name] = found.get(name, 0) + line.waiting
+        return found
 
     def drain(self) -> None:
         """Refuse new requests from now on; those accepted go on."""
@@ -368,7 +406,7 @@ class ModelScheduler:
 
     def _deliver(self, settled: Settled) -> None:
         for entry, answer in settled:
-            if self._observer is not None and isinstance(answer, DeadlineError | StoppingError):
+            if self._observer is not None and isinstance(answer, DeadlineError | StoppingError | AbandonedError):
                 self._observer.on_refused(entry.model.name, entry.model.version, answer.code)
             _give(entry.pending, answer)
 

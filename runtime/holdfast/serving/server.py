@@ -28,7 +28,7 @@ from holdfast.serving.native.tls import ServerTls, TlsFiles
 from holdfast.serving.protocols import ModelRepository, RequestTap
 from holdfast.serving.routes import Routes
 from holdfast.serving.rpc import Origin, RpcTable
-from holdfast.serving.scheduler import ModelScheduler
+from holdfast.serving.scheduler import ModelScheduler, Post
 from holdfast.serving.service import MAX_IN_FLIGHT, InferenceService
 from holdfast.serving.shared_memory import SharedMemory
 from holdfast.serving.statistics import Statistics
@@ -145,6 +145,7 @@ class Server:
         if options.front == "native":
             self._start_native([Listener(at, of.is_admin, of.is_local, _tls_of(at, tls)) for at, of in listeners])
             return self.addresses[0]
+        self._schedule(lambda callback: callback())
         for opened, origin in listeners:
             door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
             self._doors.append(door)
@@ -199,6 +200,7 @@ class Server:
         for stop in stops:
             stop.join()
         self._doors.clear()
+        self._end_scheduler()
         self._remove_sockets()
 
     def _start_native(self, listeners: Sequence[Listener]) -> None:
@@ -212,19 +214,28 @@ class Server:
         )
         calls = Calls(self._table, self._routes, self._service, options.rules.are_open)
         self._native = NativeFront(calls, self._clock, bounds)
+        self._native.start(listeners, self._schedule(self._native.tick.post))
+
+    def _schedule(self, post: Post) -> ModelScheduler:
+        """The one that decides when a request runs, whatever front or thread it came by."""
         self._scheduler = ModelScheduler(
-            self._pool, self._clock, self._native.tick.post, options=options.scheduler, observer=self._statistics
+            self._pool, self._clock, post, options=self._options.scheduler, observer=self._statistics
         )
-        self._native.start(listeners, self._scheduler)
+        self._service.schedule_with(self._scheduler)
+        return self._scheduler
 
     def _stop_native(self, deadline_s: float) -> None:
         assert self._native is not None
-        assert self._scheduler is not None
         self._service.drain()
         self._native.stop(deadline_s)
-        self._scheduler.close()
-        self._native = self._scheduler = None
+        self._native = None
+        self._end_scheduler()
         self._remove_sockets()
+
+    def _end_scheduler(self) -> None:
+        assert self._scheduler is not None
+        self._scheduler.close()
+        self._scheduler = None
 
     def _remove_sockets(self) -> None:
         for file in self._files:

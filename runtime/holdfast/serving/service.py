@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.clock import Clock
 from holdfast.errors import HoldfastError, OverloadedError, UnknownModelError
 from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.parameters import InferCall
-from holdfast.serving.protocols import OK, BatchEvent, RequestTap, SchedulerObserver, TapEvent
+from holdfast.serving.protocols import OK, OnLeave, RequestTap, Scheduler, SchedulerObserver, TapEvent
+from holdfast.serving.scheduler import ModelScheduler
 from holdfast.serving.status import INTERNAL_CODE
 
 logger = logging.getLogger(__name__)
@@ -38,13 +39,23 @@ class InferenceService:
         self._pool = pool
         self._taps = tuple(taps)
         self._clock = clock
-        self._observer = observer
+        self._scheduler: Scheduler = ModelScheduler(pool, clock, lambda callback: callback(), observer=observer)
         self._watchers: list[Callable[[], None]] = []
         self._slots = threading.BoundedSemaphore(max_in_flight)
         self._draining = threading.Event()
 
-    def infer(self, decode: Callable[[], InferCall]) -> tuple[InferCall, TensorResponse]:
-        """Decode and answer one request.
+    def schedule_with(self, scheduler: Scheduler) -> None:
+        """Let a front's scheduler decide from now on, instead of one of our own; before the first request."""
+        self._scheduler = scheduler
+
+    def waiting(self) -> Mapping[str, int]:
+        """How many requests wait for a run now, by model."""
+        return self._scheduler.waiting()
+
+    def infer(
+        self, decode: Callable[[], InferCall], deadline_s: float | None = None, on_leave: OnLeave | None = None
+    ) -> tuple[InferCall, TensorResponse]:
+        """Decode and answer one request, while the caller waits. Not for a loop's thread.
 
         Raises:
             OverloadedError: too many requests are in flight.
@@ -55,7 +66,7 @@ class InferenceService:
             self._tell(TapEvent("", "", "", 0.0, error.code, None, None))
             raise error
         try:
-            return self._infer(decode)
+            return self._infer(decode, deadline_s, on_leave)
         finally:
             self._slots.release()
 
@@ -101,13 +112,18 @@ class InferenceService:
         """Tell the taps of a request that a front scheduled by itself; `answer` is None if our own code failed."""
         self._tell(_event(request, answer, latency_s))
 
-    def _infer(self, decode: Callable[[], InferCall]) -> tuple[InferCall, TensorResponse]:
+    def _infer(
+        self, decode: Callable[[], InferCall], deadline_s: float | None, on_leave: OnLeave | None
+    ) -> tuple[InferCall, TensorResponse]:
         start_s = self._clock.monotonic_s()
         call: InferCall | None = None
         answer: TensorResponse | HoldfastError | None = None
         try:
             call = decode()
-            answer = self._run(call.request)
+            if call.timeout_s is not None:
+                until_s = start_s + call.timeout_s
+                deadline_s = until_s if deadline_s is None else min(deadline_s, until_s)
+            (answer,) = self._scheduler.run([call.request], deadline_s, priority=call.priority, on_leave=on_leave)
         except HoldfastError as error:
             answer = error
         finally:  # also when our own code failed: a window without its failures would lie
@@ -117,15 +133,6 @@ class InferenceService:
             raise answer
         assert call is not None  # it was answered
         return call, answer
-
-    def _run(self, request: TensorRequest) -> TensorResponse | HoldfastError:
-        start_s = self._clock.monotonic_s()
-        (answer,) = self._pool.predict_batch([request])
-        if self._observer is not None and isinstance(answer, TensorResponse):
-            compute_s = self._clock.monotonic_s() - start_s
-            rows = next((array.shape[0] for array in request.inputs.values() if array.ndim), 1)
-            self._observer.on_batch(BatchEvent(answer.model, answer.version, 1, rows, 0, 0.0, compute_s))
-        return answer
 
     def _tell(self, event: TapEvent) -> None:
         for tap in self._taps:

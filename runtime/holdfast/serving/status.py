@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass
 
 from holdfast.errors import (
+    AbandonedError,
     AccessError,
     ConflictError,
     DeadlineError,
@@ -41,6 +42,7 @@ STATUS_OF: tuple[tuple[type[HoldfastError], str, int], ...] = (
     (DeadlineError, "DEADLINE_EXCEEDED", 504),
     (UnsupportedError, "UNIMPLEMENTED", 501),
     (StoppingError, "UNAVAILABLE", 503),
+    (AbandonedError, "CANCELLED", 400),
     (InferenceError, "INTERNAL", 500),
     (RequestError, "INVALID_ARGUMENT", 400),
     (ModelError, "UNAVAILABLE", 503),
