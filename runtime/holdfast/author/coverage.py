@@ -15,7 +15,7 @@ from onnx import NodeProto
 
 from holdfast.author.pack import TrainingPlan, build_planned
 from holdfast.autodiff.parameters import choose_trainable, layout_of
-from holdfast.autodiff.reading import ForwardGraph, is_parameter, parse_model, read_forward
+from holdfast.autodiff.reading import ForwardGraph, parameters_of, parse_model, read_forward
 from holdfast.autodiff.registry import loss_named, rule_for
 from holdfast.autodiff.reverse import active_nodes
 from holdfast.errors import AutodiffError
@@ -70,7 +70,7 @@ def measure_coverage(model_bytes: bytes, plan: TrainingPlan) -> Coverage:
     Raises: AutodiffError: not a valid, self-contained ONNX model, or no such loss.
     """
     model = parse_model(model_bytes)
-    names = [tensor.name for tensor in model.graph.initializer if is_parameter(tensor)]
+    names = [tensor.name for tensor in parameters_of(model)]
     head = loss_named(plan.loss).head
     try:
         forward = read_forward(model, plan.batch, head)

@@ -33,7 +33,7 @@ from holdfast.autodiff.loss import (
     not_zero,
 )
 from holdfast.autodiff.parameters import check_not_shared, choose_trainable, layout_of
-from holdfast.autodiff.reading import DataInput, ForwardGraph, is_parameter, parse_model, read_forward
+from holdfast.autodiff.reading import DataInput, ForwardGraph, parameters_of, parse_model, read_forward
 from holdfast.autodiff.registry import loss_named, optimizer_named
 from holdfast.autodiff.reverse import Modes, check_rules, emit_forward, emit_gradients
 from holdfast.autodiff.rule import Rows
@@ -158,7 +158,7 @@ def build_graphs(
     rule = UpdateRule(optimizer_named(optimizer), options.proximal, options.clip)
     model = parse_model(model_bytes)
     forward = read_forward(model, batch, made_loss.head)
-    names = [tensor.name for tensor in model.graph.initializer if is_parameter(tensor)]
+    names = [tensor.name for tensor in parameters_of(model)]
     chosen = choose_trainable(forward, names, trainable)
     check_rules(forward, chosen)
     statistics = running_statistics(forward, chosen, names, options.batch_norm)

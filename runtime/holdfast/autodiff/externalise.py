@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from holdfast.autodiff.reading import array_of, is_parameter, parse_model
+from holdfast.autodiff.reading import array_of, parameters_of, parse_model
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout
 
@@ -38,7 +38,7 @@ def split_weights(model_bytes: bytes, *, layout: FlatLayout | None = None) -> Sp
     Raises: AutodiffError: not a valid model, or the layout is of another one.
     """
     model = parse_model(model_bytes)
-    arrays = {t.name: array_of(t) for t in model.graph.initializer if is_parameter(t)}
+    arrays = {t.name: array_of(t) for t in parameters_of(model)}
     if layout is None:
         layout = FlatLayout.from_shapes((name, array.shape) for name, array in arrays.items())
     expected = [(entry.name, entry.shape) for entry in layout.entries]

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 import onnx
 from onnx import NodeProto
 
-from holdfast.autodiff.reading import ForwardGraph, is_parameter, parse_model
+from holdfast.autodiff.reading import ForwardGraph, parameters_of, parse_model
 from holdfast.autodiff.registry import rule_for
 from holdfast.autodiff.writer import names_read
 from holdfast.errors import AutodiffError
@@ -27,7 +27,7 @@ ALL = "all"
 
 def layout_of(model: onnx.ModelProto, trainable: Collection[str]) -> FlatLayout:
     """The flat layout of a model's parameters, in the order of its initializers."""
-    shapes = [(tensor.name, tuple(tensor.dims)) for tensor in model.graph.initializer if is_parameter(tensor)]
+    shapes = [(tensor.name, tuple(tensor.dims)) for tensor in parameters_of(model)]
     return FlatLayout.from_shapes(shapes, trainable=trainable)
 
 
@@ -72,7 +72,7 @@ def unshare_parameters(model_bytes: bytes, *, tied: Sequence[str] = ()) -> bytes
     `tied` stay shared. Returns the bytes as given if nothing was shared.
     """
     model = parse_model(model_bytes)
-    parameters = {tensor.name: tensor for tensor in model.graph.initializer if is_parameter(tensor)}
+    parameters = {tensor.name: tensor for tensor in parameters_of(model)}
     taken = {*parameters, *(value for node in model.graph.node for value in (*node.input, *node.output))}
     seen: Counter[str] = Counter()
     copies = []

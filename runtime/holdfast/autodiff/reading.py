@@ -49,6 +49,7 @@ EXPANDED = (
 # shape arithmetic may need the result of shape arithmetic; each round knows more than the last
 MAX_FOLDING_ROUNDS = 8
 _KEEP_SHAPE = ("GroupNormalization",)  # operators that the package has no shape inference for
+_SETTINGS = {"Resize": (1, 2), "Upsample": (1,)}  # float inputs that are no weights: a region and scales
 _SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 LOGITS = "holdfast/logits"
 
@@ -137,8 +138,8 @@ def read_forward(model: onnx.ModelProto, batch: int, head: Head = CLASSIFIER) ->
     """
     if batch < 1:
         raise AutodiffError(f"batch must be 1 or more, got {batch}")
-    parameters = frozenset(tensor.name for tensor in model.graph.initializer if is_parameter(tensor))
     modern = _modernise(model)
+    parameters = frozenset(tensor.name for tensor in parameters_of(modern))
     _fix_batch(modern, batch)
     inferred, constants = _inferred(modern, batch, parameters)
     shapes, element_types = _known_shapes(inferred.graph)
@@ -164,12 +165,19 @@ def read_forward(model: onnx.ModelProto, batch: int, head: Head = CLASSIFIER) ->
     return forward
 
 
-def is_parameter(tensor: TensorProto) -> bool:
-    """Whether an initializer is weight-like, and so belongs to the flat layout: float32, rank >= 1, not empty.
+def parameters_of(model: onnx.ModelProto) -> list[TensorProto]:
+    """The initializers that are weight-like, and so belong to the flat layout: float32, rank >= 1, not empty.
 
-    Scalars stay inside the graph: they are almost always constants of the formula (a bound, an epsilon).
+    Scalars stay inside the graph: they are almost always constants of the formula (a bound, an epsilon). So does what
+    only says how an operator works: the runtime wants to see it when the model is loaded.
     """
-    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0 and all(size > 0 for size in tensor.dims)
+    settings: set[str] = set()
+    others: set[str] = set()
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            (settings if index in _SETTINGS.get(node.op_type, ()) else others).add(name)
+    weights = (tensor for tensor in model.graph.initializer if tensor.name not in settings - others)
+    return [t for t in weights if t.data_type == TensorProto.FLOAT and t.dims and all(size > 0 for size in t.dims)]
 
 
 def array_of(tensor: TensorProto) -> NDArray[np.generic]:
@@ -240,9 +248,18 @@ def _inferred(
         shapes, _types = _known_shapes(model.graph)
         left = len(model.graph.node)
         known = fold(model, shapes, parameters)
+        _forget_unknown(model.graph)
         if len(model.graph.node) == left and not _add_shapes(model.graph, shapes):
             break
     return model, known
+
+
+def _forget_unknown(graph: onnx.GraphProto) -> None:
+    """Drop, in place, what an earlier round could not tell; inference would keep it against what is known now."""
+    folded = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in folded and _static_shape(value) is not None]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _add_shapes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:

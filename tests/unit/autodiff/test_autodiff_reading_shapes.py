@@ -1,0 +1,91 @@
+"""Shapes that exporters compute in the graph from the batch: they are constants once the batch size is fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper
+from tests.fakes.models import classifier
+
+from holdfast.autodiff.build import build_graphs
+from holdfast.autodiff.externalise import split_weights
+from holdfast.autodiff.selfcheck import check_gradients
+
+node = helper.make_node
+RNG = np.random.default_rng(0)
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def batch_by_length(width: int) -> list[NodeProto]:
+    """The shape [batch, width] in the way that exporters write it: Shape, Gather, Unsqueeze, Concat, Where."""
+    return [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "zero"], ["size"]),
+        node("Unsqueeze", ["size", "axis"], ["sizes"]),
+        node("Concat", ["sizes", "width"], ["wide"], axis=0),
+        node("ConstantOfShape", ["marks"], ["ones"], value=helper.make_tensor("v", TensorProto.INT64, [1], [1])),
+        node("Mul", ["ones", "minus"], ["unknown"]),
+        node("Equal", ["wide", "unknown"], ["is_unknown"]),
+        node("Where", ["is_unknown", "ones", "wide"], ["target"]),
+    ]
+
+
+def integers(**values: object) -> dict[str, np.ndarray]:
+    return {name: np.array(value, np.int64) for name, value in values.items()}
+
+
+def assert_learns(model: bytes, learns: set[str]) -> None:
+    graphs = build_graphs(model, batch=3)
+
+    assert {entry.name for entry in graphs.parameters} == learns
+    assert check_gradients(graphs, split_weights(model, layout=graphs.layout).weights).passed
+
+
+def test_a_table_that_is_read_at_places_stretched_to_the_batch_learns() -> None:
+    """What BERT does with the kinds of its tokens."""
+    nodes = [
+        *batch_by_length(4),
+        node("Expand", ["kinds", "target"], ["places"]),
+        node("Gather", ["table", "places"], ["kind"]),
+        node("Reshape", ["kind", "flat"], ["row"]),
+        node("Add", ["x", "row"], ["sum"]),
+        node("MatMul", ["sum", "head"], ["logits"]),
+    ]
+    fixed = integers(zero=0, axis=[0], width=[4], marks=[2], minus=-1, kinds=[[0, 1, 1, 0]], flat=[0, 8])
+    weights = {"table": drawn(2, 2), "head": drawn(8, 3), **fixed}
+
+    assert_learns(classifier(nodes, weights, inputs={"x": ("batch", 8)}), {"table", "head"})
+
+
+def test_scales_of_a_resize_are_settings_and_do_not_learn() -> None:
+    """They are float32 of rank 1, as a bias is, and some exporters keep them as an initializer."""
+    nodes = [
+        node("Mul", ["x", "w"], ["h"]),
+        node("Resize", ["h", "", "scales"], ["wide"], mode="nearest"),
+        node("Flatten", ["wide"], ["flat"]),
+        node("MatMul", ["flat", "head"], ["logits"]),
+    ]
+    weights = {"w": drawn(2, 1, 1), "head": drawn(64, 3), "scales": np.array([1, 1, 2, 2], np.float32)}
+
+    assert_learns(classifier(nodes, weights, inputs={"x": ("batch", 2, 2, 4)}), {"w", "head"})
+
+
+def test_shapes_of_an_earlier_round_do_not_outlive_it() -> None:
+    """The package's inference keeps an unknown size that it found before, even beside an initializer that has one."""
+    nodes = [
+        *batch_by_length(1),
+        node("Expand", ["first", "target"], ["places"]),
+        node("Gather", ["table", "places"], ["picked"]),
+        node("Squeeze", ["picked", "axis1"], ["row"]),
+        node("Mul", ["x", "row"], ["made"]),
+        node("MatMul", ["made", "head"], ["logits"]),
+    ]
+    fixed = integers(zero=0, axis=[0], width=[1], marks=[2], minus=-1, first=[[1]], axis1=[1])
+    model = classifier(nodes, {"table": drawn(2, 6), "head": drawn(6, 3), **fixed}, inputs={"x": ("batch", 6)})
+    stale = onnx.load_model_from_string(model)
+    stale.graph.value_info.append(helper.make_tensor_value_info("picked", TensorProto.FLOAT, ["any", "one", 6]))
+
+    assert_learns(stale.SerializeToString(), {"table", "head"})
