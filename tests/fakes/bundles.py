@@ -24,10 +24,10 @@ from holdfast.bundle.manifest import (
     Runtime,
     Scores,
     Tensor,
-    Training,
     encode_manifest,
 )
 from holdfast.bundle.profile import Profile, encode_profile
+from holdfast.bundle.training import Training, recipe_named
 from holdfast.bundle.verify import UnverifiedBundle, read_bundle
 from holdfast.errors import LinkError
 from holdfast.models.activation import ActivationTrust
@@ -46,6 +46,7 @@ from holdfast.wire.messages import (
 
 WEIGHT = np.array([1, 2, 3, 4], dtype=np.float32)
 MAX_UPDATE_NORM = 2.0
+TRAINING = Training(recipe_named("loss", "softmax_cross_entropy"), recipe_named("optimizer", "sgd"), 10, classes=4)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def manifest_of(files: Mapping[str, bytes], *, name: str = "scale", version: str
         runtime=Runtime("1.17", "1.99", 17, 8),
         batch_mixing="independent",
         parameters=(Parameter("weight", (4,), 0, True),),
-        training=Training("softmax_cross_entropy", "sgd", 10),
+        training=TRAINING,
         gradient_check=None,
         lineage=None,
         change_envelope=ChangeEnvelope(MAX_UPDATE_NORM),

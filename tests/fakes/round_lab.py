@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.bundle import files as names
 from holdfast.bundle.golden import GoldenSet, write_golden
-from holdfast.bundle.manifest import ChangeEnvelope, FileEntry, Manifest, Parameter, Tensor, Training
+from holdfast.bundle.manifest import ChangeEnvelope, FileEntry, Manifest, Parameter, Tensor
 from holdfast.bundle.verify import Trust, read_bundle
 from holdfast.clock import SystemClock
 from holdfast.errors import LinkError, RoundError
@@ -93,7 +93,7 @@ def learning_bundle(keys: bundles.Keys, *, max_update_norm: float = 1_000.0) -> 
         tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-    graphs = build_graphs(model, batch=BATCH)
+    graphs = build_graphs(model, batch=BATCH, classes=CLASSES)
     split = split_weights(model, layout=graphs.layout)
     files = bundles.bundle_files()
     x = np.zeros((2, INPUTS), dtype=np.float32)
@@ -113,7 +113,7 @@ def learning_bundle(keys: bundles.Keys, *, max_update_norm: float = 1_000.0) -> 
             "outputs": (Tensor("y", "float32", (None, CLASSES)),),
             "labels": ("a", "b", "c"),
             "parameters": parameters,
-            "training": Training("softmax_cross_entropy", "sgd", BATCH),
+            "training": replace(bundles.TRAINING, batch=BATCH),
             "change_envelope": ChangeEnvelope(max_update_norm),
             "files": {f: FileEntry(hashlib.sha256(d).hexdigest(), len(d)) for f, d in files.items()},
         }

@@ -30,6 +30,20 @@ def packed(*, softmax: bool = False, trainable: str = "all", optimizer: str = "s
     return pack(model, FACTS, reference, PrivateKey.generate(ECDSA_P256), training=plan)
 
 
+def numbers(count: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
+    """x: float32[count, 4]; y: float32[count, 2], a smooth function of it."""
+    x = np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+    return {"x": x, "y": np.stack([x[:, 0] + x[:, 1], 2 * x[:, 2] - 1], axis=1).astype(np.float32)}
+
+
+@cache
+def packed_with(plan: TrainingPlan, *, model: bytes = b"") -> bytes:
+    """A bundle of any plan: of a 4-8-2 perceptron without labels' names, or of a given model with an input of 4."""
+    facts = ModelFacts("numbers", "1", "o@example.org", "tests", max_update_norm=50.0)
+    reference = Samples({"input": numbers()["x"]})
+    return pack(model or he_mlp([4, 8, 2]), facts, reference, PrivateKey.generate(ECDSA_P256), training=plan)
+
+
 @cache
 def served_only() -> bytes:
     """The same without training graphs."""

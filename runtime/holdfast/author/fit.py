@@ -50,5 +50,5 @@ def fit(
     start = graphs.layout.weights_from_bytes(split.weights)
     steps = TrainSettings(settings.epochs, settings.batch, settings.learning_rate, settings.seed)
     trained = graphs.layout.add_delta(start, trainer.train(start, dataset, steps).delta)
-    accuracy = trainer.evaluate(trained, dataset).accuracy
-    return join_weights(split.skeleton, trained.tobytes(), graphs.layout), accuracy
+    judged = trainer.evaluate(trained, dataset)
+    return join_weights(split.skeleton, trained.tobytes(), graphs.layout), judged.accuracy or 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,10 +38,10 @@ from holdfast.bundle.manifest import (
     Parameter,
     Runtime,
     Tensor,
-    Training,
     encode_manifest,
 )
 from holdfast.bundle.profile import Profile, encode_profile
+from holdfast.bundle.training import SOFTMAX_CROSS_ENTROPY, Training, recipe_named
 from holdfast.bundle.verify import write_bundle
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.inference.tensors import TensorSpec
@@ -73,7 +73,8 @@ class TrainingPlan:
     """How devices may train it: samples per step, which parameters ("all" or shell patterns), loss and optimizer.
 
     Loss and optimizer are names of the registry, with settings behind a colon ("huber:delta=0.5"). `step` says what a
-    step does beyond them.
+    step does beyond them. proximal_mu, gradient_clip: what a round uses that says nothing else; they give the graph the
+    inputs for it.
     """
 
     batch: int = 10
@@ -82,6 +83,14 @@ class TrainingPlan:
     optimizer: str = "sgd"
     tied: tuple[str, ...] = ()
     step: StepOptions = field(default_factory=StepOptions)
+    proximal_mu: float | None = None
+    gradient_clip: float | None = None
+
+    @property
+    def options(self) -> StepOptions:
+        """What the graphs are built with."""
+        pulls, clips = self.proximal_mu is not None, self.gradient_clip is not None
+        return replace(self.step, proximal=self.step.proximal or pulls, clip=self.step.clip or clips)
 
 
 def pack(
@@ -100,12 +109,16 @@ def pack(
         BundleError: a fact or the samples are out of bounds.
         ModelError, InvalidTensorError: the model does not run on the samples as it will be served.
     """
+    contract = None if training is None else _contract(training)
     graphs = None if training is None else build_planned(model_bytes, training)
+    if contract is not None and graphs is not None:
+        contract = _completed(contract, graphs)
     split = split_weights(model_bytes, layout=graphs.layout if graphs else _frozen_layout(model_bytes))
     source = ModelSource(split.skeleton, {WEIGHTS_FILE: split.weights} if split.weights else {})
     session = load_session(source)
     outputs = run_rows(session, samples)
-    scores = find_scores(outputs, facts.labels)
+    is_classifier = contract is None or contract.loss.name == SOFTMAX_CROSS_ENTROPY
+    scores = find_scores(outputs, facts.labels) if is_classifier else None
     edges, profile = measure_profile(samples, outputs, scores, facts.labels)
     inputs = golden_rows(session, samples)
     golden = GoldenSet(inputs, session.run(inputs))
@@ -129,7 +142,7 @@ def pack(
         runtime=_runtime(model_bytes),
         batch_mixing=batch_mixing(session, samples),
         parameters=_parameters(split.layout),
-        training=None if training is None else Training(training.loss, training.optimizer, training.batch),
+        training=contract,
         gradient_check=None if graphs is None else _gradient_check(graphs, split, samples),
         lineage=None,
         change_envelope=ChangeEnvelope(float(facts.max_update_norm)),
@@ -155,7 +168,28 @@ def build_planned(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
         loss=training.loss,
         optimizer=training.optimizer,
         tied=training.tied,
-        options=training.step,
+        options=training.options,
+    )
+
+
+def _completed(contract: Training, graphs: TrainingGraphs) -> Training:
+    """The contract with what only the graphs know."""
+    if graphs.labels.is_float:
+        return replace(contract, statistics=graphs.statistics, label_shape=graphs.labels.shape[1:])
+    return replace(contract, statistics=graphs.statistics, classes=graphs.class_count)
+
+
+def _contract(plan: TrainingPlan) -> Training:
+    """The plan as a manifest says it. Raises: BundleError: an unknown loss or optimizer, or a setting out of bounds."""
+    options = plan.options
+    return Training(
+        loss=recipe_named("loss", plan.loss),
+        optimizer=recipe_named("optimizer", plan.optimizer),
+        batch=plan.batch,
+        batch_norm=options.batch_norm,
+        dropout=options.dropout,
+        proximal_mu=float(plan.proximal_mu or 0.0) if options.proximal else None,
+        gradient_clip=float(plan.gradient_clip or 0.0) if options.clip else None,
     )
 
 

@@ -20,6 +20,7 @@ from itertools import pairwise
 
 from holdfast.bundle.documents import Fields, canonical_json, check_canonical, finite_number, parse_json
 from holdfast.bundle.files import WEIGHTS_FILE
+from holdfast.bundle.training import Training, read_training
 from holdfast.errors import BundleError
 from holdfast.wire.limits import MAX_BLOB_BYTES
 
@@ -40,8 +41,6 @@ DTYPES = (
 )
 BATCH_INDEPENDENT, BATCH_MIXES, BATCH_UNKNOWN = "independent", "mixes", "unknown"
 LOGITS, PROBABILITIES = "logits", "probabilities"
-SOFTMAX_CROSS_ENTROPY = "softmax_cross_entropy"
-SGD = "sgd"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _RUNTIME_VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}", re.ASCII)
@@ -95,15 +94,6 @@ class Scores:
 
     output: str
     kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """How `graphs/train.onnx` was built: its contract of named inputs and outputs goes with these."""
-
-    loss: str
-    optimizer: str
-    batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +204,7 @@ def decode_manifest(data: bytes) -> Manifest:
         runtime=fields.inner("runtime", _runtime),
         batch_mixing=fields.choice("batch_mixing", (BATCH_INDEPENDENT, BATCH_MIXES, BATCH_UNKNOWN)),
         parameters=fields.each("parameters", _parameter, maximum=MAX_PARAMETERS),
-        training=fields.optional("training", _training),
+        training=fields.optional("training", read_training),
         gradient_check=fields.optional("gradient_check", _gradient_check),
         lineage=fields.optional("lineage", _lineage),
         change_envelope=fields.inner("change_envelope", _change_envelope),
@@ -293,15 +283,6 @@ def _parameter(value: object, where: str) -> Parameter:
     )
 
 
-def _training(value: object, where: str) -> Training:
-    fields = Fields(value, _keys(Training), where)
-    return Training(
-        loss=fields.choice("loss", (SOFTMAX_CROSS_ENTROPY,)),
-        optimizer=fields.choice("optimizer", (SGD,)),
-        batch=fields.integer("batch", minimum=1, maximum=65_536),
-    )
-
-
 def _gradient_check(value: object, where: str) -> GradientCheck:
     fields = Fields(value, _keys(GradientCheck), where)
     return GradientCheck(
@@ -372,5 +353,8 @@ def _check_whole(manifest: Manifest) -> None:
         raise BundleError(f"weights.bin has {weights.size_bytes} bytes, its parameters need {offset}")
     if manifest.scores is not None and manifest.scores.output not in {tensor.name for tensor in manifest.outputs}:
         raise BundleError(f"manifest.scores.output {manifest.scores.output!r} is not an output of the model")
-    if manifest.training is None and any(parameter.trainable for parameter in manifest.parameters):
+    learning = {parameter.name for parameter in manifest.parameters if parameter.trainable}
+    if manifest.training is None and learning:
         raise BundleError("manifest has trainable parameters but no training contract")
+    if manifest.training is not None and not set(manifest.training.statistics) <= learning:
+        raise BundleError("manifest.training.statistics names what is no trainable parameter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +84,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tied", action="append", default=[], metavar="PATTERN", help="parameters shared on purpose")
     parser.add_argument("--batch-norm", choices=("frozen", "averaged", "local"), default="frozen", help="statistics")
     parser.add_argument("--dropout", action="store_true", help="drop units in training")
-    parser.add_argument("--proximal", action="store_true", help="let rounds pull towards their start (FedProx)")
-    parser.add_argument("--clip-gradients", action="store_true", help="let rounds bound the gradient's norm")
+    parser.add_argument(
+        "--proximal-mu", type=float, metavar="MU", help="pull towards a round's start (FedProx); a round may change MU"
+    )
+    parser.add_argument(
+        "--clip-norm", type=float, metavar="L2", help="bound of the gradient's norm; a round may change it; 0 = none"
+    )
 
 
 def training_plan(arguments: argparse.Namespace) -> TrainingPlan:
@@ -94,6 +99,9 @@ def training_plan(arguments: argparse.Namespace) -> TrainingPlan:
 
     if arguments.batch < 1:
         raise UsageError(f"--batch must be 1 or more, got {arguments.batch}")
+    for flag, value in (("--proximal-mu", arguments.proximal_mu), ("--clip-norm", arguments.clip_norm)):
+        if value is not None and not 0 <= value < math.inf:
+            raise UsageError(f"{flag} must be 0 or more, got {value}")
     name, colon, settings = arguments.loss.partition(":")
     return TrainingPlan(
         batch=arguments.batch,
@@ -101,12 +109,9 @@ def training_plan(arguments: argparse.Namespace) -> TrainingPlan:
         loss=LOSS_NAMES.get(name, name) + colon + settings,
         optimizer=arguments.optimizer,
         tied=tuple(arguments.tied),
-        step=StepOptions(
-            batch_norm=arguments.batch_norm,
-            dropout=arguments.dropout,
-            proximal=arguments.proximal,
-            clip=arguments.clip_gradients,
-        ),
+        step=StepOptions(batch_norm=arguments.batch_norm, dropout=arguments.dropout),
+        proximal_mu=arguments.proximal_mu,
+        gradient_clip=arguments.clip_norm,
     )
 
 
@@ -159,7 +164,9 @@ def _read_samples(path: Path) -> Samples:
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise UsageError(f"samples {path} is not an npz of plain arrays; write it with numpy.savez") from error
     labels = arrays.pop("y", None)
-    return Samples(arrays, None if labels is None else labels.astype(np.int64))
+    if labels is None or labels.dtype.kind == "f":  # numbers: what a prediction is right about is not known of them
+        return Samples(arrays)
+    return Samples(arrays, labels.astype(np.int64))
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:

@@ -158,7 +158,7 @@ def _show(arguments: argparse.Namespace, outcome: _Outcome) -> None:
     print(f", by class {', '.join(map(str, outcome.learning.class_counts))}" if outcome.learning.class_counts else "")
     print(f"measured on {facts['judged_samples']} {outcome.judged_on} samples:")
     print(f"  loss      {outcome.before.loss:9.4f} -> {outcome.after.loss:9.4f}")
-    if facts["accuracy_after"] is not None:
+    if outcome.before.accuracy is not None and outcome.after.accuracy is not None:
         print(f"  accuracy  {outcome.before.accuracy:9.4f} -> {outcome.after.accuracy:9.4f}")
     per_step = outcome.recorder.seconds_per_step
     speed = "" if per_step is None else f"{per_step * 1e3:.3g} ms per step, "
@@ -170,7 +170,6 @@ def _show(arguments: argparse.Namespace, outcome: _Outcome) -> None:
 
 def _facts(outcome: _Outcome) -> dict[str, object]:
     result, bundle = outcome.result, outcome.opened.bundle
-    has_classes = bool(outcome.learning.class_counts)
     return {
         "model": bundle.manifest.name,
         "version": bundle.manifest.version,
@@ -179,10 +178,11 @@ def _facts(outcome: _Outcome) -> dict[str, object]:
         "class_counts": list(outcome.learning.class_counts),
         "judged_on": outcome.judged_on,
         "judged_samples": outcome.held_out.count or outcome.learning.count,
+        "judged_labels": outcome.after.count,
         "loss_before": outcome.before.loss,
         "loss_after": outcome.after.loss,
-        "accuracy_before": outcome.before.accuracy if has_classes else None,
-        "accuracy_after": outcome.after.accuracy if has_classes else None,
+        "accuracy_before": outcome.before.accuracy,
+        "accuracy_after": outcome.after.accuracy,
         "steps": result.steps,
         "seconds_per_step": outcome.recorder.seconds_per_step,
         "cpu_seconds": result.cpu_seconds,

@@ -155,10 +155,13 @@ class Answerer:
         return codec.encode(delta, rng)
 
     def _evaluate(self, terms: Terms, prepared: Prepared, weights: Floats) -> RoundReply:
-        result = prepared.trainer.evaluate(weights, bounded(prepared.held_out, terms))
-        metrics = {"loss": result.loss, "correct": float(result.correct), "count": float(result.count)}
-        statement = self._sign(terms, b"", result.count, metrics)
-        return RoundReply({}, {"num-examples": result.count}, {"statement": statement})
+        samples = bounded(prepared.held_out, terms)
+        result = prepared.trainer.evaluate(weights, samples)
+        metrics = {"loss": result.loss, "count": float(result.count)}
+        if result.correct is not None:
+            metrics["correct"] = float(result.correct)
+        statement = self._sign(terms, b"", samples.count, metrics)
+        return RoundReply({}, {"num-examples": samples.count}, {"statement": statement})
 
     def _sign(self, terms: Terms, data: bytes, sample_count: int, metrics: dict[str, float]) -> bytes:
         return self._agent.sign(
@@ -197,7 +200,9 @@ class Answerer:
         weights = weights_of_layers(task, prepared.layout)
         if terms.handler == EVALUATE:
             result = prepared.trainer.evaluate(weights, prepared.held_out)
-            return RoundReply({}, {"num-examples": result.count, "loss": result.loss, "accuracy": result.accuracy})
+            figures = {"num-examples": prepared.held_out.count, "loss": result.loss}
+            right = {} if result.accuracy is None else {"accuracy": result.accuracy}
+            return RoundReply({}, {**figures, **right})
         batch = prepared.manifest.training.batch if prepared.manifest.training else 1
         settings = TrainSettings(terms.epochs, batch, terms.learning_rate, terms.seed, self._deadline_s(terms))
         trained = prepared.trainer.train(weights, prepared.learning, settings)

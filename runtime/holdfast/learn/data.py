@@ -19,6 +19,7 @@ from holdfast.errors import DatasetError
 
 LABELS_NAME = "y"
 SINGLE_INPUT_NAME = "x"
+NOTHING_IGNORED = -1
 
 Array = NDArray[np.generic]
 
@@ -38,12 +39,20 @@ class InputContract:
 class DataContract:
     """What samples must be: the inputs, and their labels.
 
-    Labels are integers from 0 to class_count - 1, or, with `target_shape`, float32 of that shape for each sample.
+    Labels are integers from 0 to class_count - 1 (and `ignored_label`, whose samples count for nothing; -1: none), or,
+    with `target_shape`, float32 of that shape for each sample; `is_yes_no`: each of these is a probability, 0 to 1.
     """
 
     inputs: tuple[InputContract, ...]
     class_count: int
     target_shape: tuple[int, ...] | None = None
+    is_yes_no: bool = False
+    ignored_label: int = NOTHING_IGNORED
+
+    @property
+    def knows_right(self) -> bool:
+        """Whether a prediction can be right or wrong; a number never is."""
+        return self.target_shape is None or self.is_yes_no
 
     @property
     def expected_names(self) -> str:
@@ -74,7 +83,7 @@ class LocalDataset:
             raise DatasetError(f"array {missing[0]!r} is missing; expected {contract.expected_names}")
         labels = _checked_labels(arrays[LABELS_NAME], contract)
         for spec in contract.inputs:
-            _check_input(arrays[spec.name], spec, len(labels))
+            _check_values(arrays[spec.name], spec, len(labels), f"input {spec.name!r}")
         return cls(contract, {spec.name: arrays[spec.name] for spec in contract.inputs}, labels)
 
     @property
@@ -83,10 +92,12 @@ class LocalDataset:
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """How many samples each class has; empty where labels are numbers."""
+        """How many samples each class has, without ignored ones; empty where labels are numbers."""
         if self.contract.target_shape is not None:
             return ()
-        return tuple(int(n) for n in np.bincount(self.labels, minlength=self.contract.class_count))
+        classes = self.contract.class_count
+        inside = self.labels[np.greater_equal(self.labels, 0) & np.less(self.labels, classes)]
+        return tuple(int(n) for n in np.bincount(inside, minlength=classes))
 
     @classmethod
     def joined(cls, parts: Sequence[LocalDataset]) -> LocalDataset:
@@ -119,15 +130,19 @@ class LocalDataset:
 
 def _checked_labels(labels: Array, contract: DataContract) -> Array:
     if contract.target_shape is not None:
-        count = len(labels) if labels.ndim else 0
-        _check_input(labels, InputContract(LABELS_NAME, "float32", contract.target_shape), count)
+        low, high = (0.0, 1.0) if contract.is_yes_no else (-math.inf, math.inf)
+        wanted = InputContract(LABELS_NAME, "float32", contract.target_shape, low, high)
+        _check_values(labels, wanted, len(labels) if labels.ndim else 0, f"labels {LABELS_NAME!r}")
     elif labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DatasetError(f"labels must be integers of shape [samples], got {labels.dtype}{list(labels.shape)}")
     if labels.size == 0:
         raise DatasetError("there are no samples; at least one is needed")
     if contract.target_shape is not None:
         return labels
-    outside = np.flatnonzero(np.less(labels, 0) | np.greater_equal(labels, contract.class_count))
+    is_outside = np.less(labels, 0) | np.greater_equal(labels, contract.class_count)
+    if contract.ignored_label != NOTHING_IGNORED:
+        is_outside &= np.not_equal(labels, contract.ignored_label)
+    outside = np.flatnonzero(is_outside)
     if outside.size:
         raise DatasetError(
             f"label of row {outside[0]} is out of range ({outside.size} such rows); "
@@ -136,18 +151,16 @@ def _checked_labels(labels: Array, contract: DataContract) -> Array:
     return labels.astype(np.int64, copy=False)
 
 
-def _check_input(values: Array, spec: InputContract, count: int) -> None:
+def _check_values(values: Array, spec: InputContract, count: int, what: str) -> None:
     if values.dtype != np.dtype(spec.dtype):
-        raise DatasetError(f"input {spec.name!r} is {values.dtype}, expected {spec.dtype}")
+        raise DatasetError(f"{what} is {values.dtype}, expected {spec.dtype}")
     if values.shape != (count, *spec.shape):
-        raise DatasetError(
-            f"input {spec.name!r} has shape {list(values.shape)}, expected {[count, *spec.shape]} for {count} labels"
-        )
+        raise DatasetError(f"{what} has shape {list(values.shape)}, expected {[count, *spec.shape]} for {count} labels")
     rows = values.reshape(count, math.prod(spec.shape))
     if values.dtype.kind == "f":
-        _refuse_rows(~np.isfinite(rows), f"input {spec.name!r} holds NaN or infinity")
+        _refuse_rows(~np.isfinite(rows), f"{what} holds NaN or infinity")
     outside = np.less(rows, spec.minimum) | np.greater(rows, spec.maximum)
-    _refuse_rows(outside, f"input {spec.name!r} is outside [{spec.minimum}, {spec.maximum}]")
+    _refuse_rows(outside, f"{what} is outside [{spec.minimum}, {spec.maximum}]")
 
 
 def _refuse_rows(bad: NDArray[np.bool_], what: str) -> None:

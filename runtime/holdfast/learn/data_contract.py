@@ -2,6 +2,7 @@
 
     [labels]
     column = "species"                  # CSV: where the label stands; default y
+    columns = ["height", "weight"]      # CSV: instead, where labels are several numbers per sample; in order
     names = ["setosa", "virginica"]     # CSV: labels as text, in the model's order of classes
 
     [inputs.flower]                     # an input of the model
@@ -38,11 +39,12 @@ Table = Mapping[str, object]
 class SiteContract:
     """The contract that samples are held against, and how a CSV file's columns map to it.
 
-    label_names: empty, or one per class. columns: by input, only where they are declared.
+    label_columns: one, or one per number of a label. label_names: empty, or one per class.
+    columns: by input, only where they are declared.
     """
 
     data: DataContract
-    label_column: str = LABELS_NAME
+    label_columns: tuple[str, ...] = (LABELS_NAME,)
     label_names: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -67,13 +69,11 @@ def read_contract(path: Path, model: DataContract) -> SiteContract:
 def _contract(table: Table, model: DataContract) -> SiteContract:
     _check_keys(table, ("labels", "inputs"), "the file")
     labels = _table(table.get("labels", {}), "labels")
-    _check_keys(labels, ("column", "names"), "labels")
+    _check_keys(labels, ("column", "columns", "names"), "labels")
     names = _texts(labels.get("names", []), "labels.names")
     if names and (len(names) != model.class_count or len(set(names)) != len(names)):
         raise DatasetError(f"labels.names has {len(names)} names; the model has {model.class_count} different classes")
-    column = labels.get("column", LABELS_NAME)
-    if not isinstance(column, str):
-        raise DatasetError("labels.column must be text")
+    label_columns = _label_columns(labels, model)
     declared = _table(table.get("inputs", {}), "inputs")
     _check_keys(declared, tuple(spec.name for spec in model.inputs), "inputs")
     inputs, columns = [], {}
@@ -83,7 +83,22 @@ def _contract(table: Table, model: DataContract) -> SiteContract:
         if "columns" in about:
             columns[spec.name] = _texts(about["columns"], f"inputs.{spec.name}.columns")
     data = dataclasses.replace(model, inputs=tuple(inputs))
-    return SiteContract(data, column, names, columns)
+    return SiteContract(data, label_columns, names, columns)
+
+
+def _label_columns(labels: Table, model: DataContract) -> tuple[str, ...]:
+    column = labels.get("column", LABELS_NAME)
+    if not isinstance(column, str):
+        raise DatasetError("labels.column must be text")
+    if "columns" not in labels:
+        return (column,)
+    if "column" in labels:
+        raise DatasetError("labels has both column and columns; give one of them")
+    wanted = 1 if model.target_shape is None else math.prod(model.target_shape)
+    columns = _texts(labels["columns"], "labels.columns")
+    if len(columns) != wanted:
+        raise DatasetError(f"labels.columns has {len(columns)} columns, the model's labels have {wanted}")
+    return columns
 
 
 def _narrowed(spec: InputContract, about: Table) -> InputContract:

@@ -47,7 +47,7 @@ def read_csv(path: Path, contract: SiteContract) -> dict[str, Array]:
             chosen = [place[name] for name in columns[spec.name]]
             table = _numbers(rows, chosen, header, spec.dtype)
             arrays[spec.name] = table.reshape(len(rows), *spec.shape)
-        arrays[LABELS_NAME] = _labels(rows, place[contract.label_column], contract)
+        arrays[LABELS_NAME] = _labels(rows, [place[name] for name in contract.label_columns], header, contract)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
     return arrays
@@ -63,10 +63,11 @@ def _whole_lines(reader: Iterable[list[str]], width: int) -> Iterator[list[str]]
 def _input_columns(header: Sequence[str], contract: SiteContract) -> Mapping[str, tuple[str, ...]]:
     if len(set(header)) != len(header):
         raise DatasetError("the header names a column twice")
-    if contract.label_column not in header:
-        raise DatasetError(f"column {contract.label_column!r} is missing; the label stands there")
+    absent = [name for name in contract.label_columns if name not in header]
+    if absent:
+        raise DatasetError(f"column {absent[0]!r} is missing; the label stands there")
     found = dict(contract.columns)
-    others = tuple(name for name in header if name != contract.label_column)
+    others = tuple(name for name in header if name not in contract.label_columns)
     specs = contract.data.inputs
     if not found and len(specs) == 1:
         found = {specs[0].name: others}
@@ -103,17 +104,16 @@ def _numbers(rows: Cells, chosen: Sequence[int], header: Sequence[str], dtype: s
         raise
 
 
-def _labels(rows: Cells, column: int, contract: SiteContract) -> Array:
-    header = {column: contract.label_column}
-    if contract.data.target_shape is not None:
-        if math.prod(contract.data.target_shape) != 1:
-            raise DatasetError("labels of several numbers don't fit a CSV column; write them as npz")
-        numbers = _numbers(rows, [column], [header.get(i, "") for i in range(column + 1)], "float32")
-        return numbers.reshape(len(rows), *contract.data.target_shape)
+def _labels(rows: Cells, columns: Sequence[int], header: Sequence[str], contract: SiteContract) -> Array:
+    shape = contract.data.target_shape
+    if shape is not None:
+        if math.prod(shape) != len(columns):
+            raise DatasetError(f"a label has {math.prod(shape)} numbers; name their columns in contract.toml")
+        return _numbers(rows, columns, header, "float32").reshape(len(rows), *shape)
     if not contract.label_names:
-        return _numbers(rows, [column], [header.get(i, "") for i in range(column + 1)], "int64").reshape(-1)
+        return _numbers(rows, columns, header, "int64").reshape(-1)
     known = {name: index for index, name in enumerate(contract.label_names)}
     for number, cells in enumerate(rows, 2):
-        if cells[column] not in known:
-            raise DatasetError(f"line {number}, column {contract.label_column!r}: not one of the declared labels")
-    return np.array([known[cells[column]] for cells in rows], dtype=np.int64)
+        if cells[columns[0]] not in known:
+            raise DatasetError(f"line {number}, column {header[columns[0]]!r}: not one of the declared labels")
+    return np.array([known[cells[columns[0]]] for cells in rows], dtype=np.int64)

@@ -1,145 +1,276 @@
-"""Before a bundle learns on a device: are its graphs those of the served model, and is its gradient right here?
+"""Before a bundle learns on a device: are its graphs those of the served model, and do they step right here?
 
 The author checked the gradient in float64 when the bundle was packed; what can still go wrong is this machine: another
-runtime version, another kernel, a graph that an optimizer of the runtime rewrites wrongly.
-A handful of runs of one batch, once per bundle:
+runtime version, another kernel, a graph that an optimizer of the runtime rewrites wrongly. A few runs of one batch:
 
-1. The evaluation graph must give the loss that follows from the served model's own scores.
-2. Along the direction d that one step takes, the loss must fall as the gradient says. For plain SGD, d = -g, and the
-   central difference (L(p + h d/||d||) - L(p - h d/||d||)) / 2h is -||g|| + O(h^2). The step h is such that the loss
-   changes by about a hundredth: far above the noise of float32, far below the curvature of a trained net. Kinks of ReLU
-   cost up to 2 %. For optimizers that don't step along the gradient, the loss must fall, which is weaker.
+1. The evaluation graph must give the loss that follows from the served model's own answers.
+2. The gradient is read off one step from zero state: off the state where the optimizer keeps some, off the parameters
+   where it steps along the gradient. It must be the slope of the loss, block by block of the parameters: along the
+   gradient itself, and along random signs, which also see what the gradient leaves out. For signs r of n values,
+   E[(e . r)^2] = ||e||^2 for an error e, so (slope - g . r) is an estimate of ||e||. Central differences; the step is
+   small enough for the curvature and large enough for float32, and what float32 cannot tell apart is allowed for.
+3. One more step, from made-up state with every option that the graph has, must be what the optimizer's formula makes of
+   that gradient (`reference_optimizer.py`).
 
-Known limit: a part of the gradient that is zero where it should not be is seen by the author's check only.
+Known limit: an error of less than a tenth of the whole gradient is left to the author's check.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from holdfast.bundle.files import MODEL_FILE, WEIGHTS_FILE
+from holdfast.bundle.files import LOSS_GRAPH, MODEL_FILE, WEIGHTS_FILE
 from holdfast.bundle.manifest import LOGITS
+from holdfast.bundle.training import BINARY_CROSS_ENTROPY, SGD, SOFTMAX_CROSS_ENTROPY
 from holdfast.errors import TrainingError
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.learn.batches import padded
 from holdfast.learn.data import Array, LocalDataset
+from holdfast.learn.reference_loss import mean_loss
+from holdfast.learn.reference_optimizer import (
+    SECOND,
+    STEP_COUNT,
+    StepNumbers,
+    counts_steps,
+    decay_of,
+    gradient_shown,
+    slots_of,
+    updated,
+)
 from holdfast.learn.step_session import LearningSession
-from holdfast.learn.steps import LOSS, NEW, Feeds, anchors, fed, initial_state, noise
-from holdfast.learn.trainable import CLASS_LOSS, TrainableBundle
-from holdfast.update.bounds import measured_norm
-from holdfast.update.layout import Floats
+from holdfast.learn.steps import ANCHOR, LOSS, NEW, Feeds, anchors, fed, initial_state, noise
+from holdfast.learn.trainable import TrainableBundle
 
 # A power of two, so large that p.new = p - rate * g keeps all digits of g: g = (p - p.new) / rate is exact to float32.
 PROBE_RATE = 2.0**40
-LOSS_CHANGE = 0.01  # of the loss, on either side of the central difference
-WEIGHT_CHANGE = 1e-3  # the same where the gradient's length is not known: of the norm of the weights
-TOLERANCE = 0.1  # a wrong rule is off by its own size; kinks cost 2 %
+LOSS_CHANGE = 0.01  # of the loss, on either side of a difference along the gradient
+WEIGHT_CHANGE, LARGEST_WEIGHT_CHANGE = 0.003, 0.05  # of the weights' size, along random signs
+LOSS_NOISE = 2e-6  # how exactly float32 gives a loss, relative, and absolute below 1
+NOISE_MARGIN = 4.0
+TOLERANCE = 0.1  # of the whole gradient; a wrong rule is off by its own size, kinks of ReLU cost 2 %
+RULE_TOLERANCE = 1e-3  # of a step's length; float32 needs 1e-5
 LOSS_TOLERANCE = 1e-3
-STEEPEST = ("sgd", "momentum")  # optimizers whose first step is p - rate * g
+MAX_BLOCKS = 8
+SIGNS = 2  # random directions per block
+SEED = 0
+POWERS = {SECOND: 2}  # of the gradient, that a slot keeps
+
+Floats64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
-    """slope: of the loss along the step, per unit of length; expected: what the gradient says, or NaN if unknown."""
+    """errors are relative: to the norm of the whole gradient, and to the length of a step."""
 
-    slope: float
-    expected: float
     gradient_norm: float
+    gradient_error: float
+    rule_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """The parameters that have a gradient, by name, that gradient, and the feeds of the batch it was measured with."""
+
+    train: LearningSession
+    feeds: Feeds
+    parameters: Mapping[str, Floats64]
+    gradient: Mapping[str, Floats64]
 
     @property
-    def error(self) -> float:
-        """Relative; NaN where only the sign could be checked."""
-        return abs(self.slope - self.expected) / abs(self.expected) if self.expected else 0.0
+    def norm(self) -> float:
+        return _norm(self.gradient.values())
 
 
 def check_on_device(opened: TrainableBundle, dataset: LocalDataset) -> DeviceCheck:
     """Check a bundle's graphs on this machine, at its own weights, with the first samples.
 
-    Raises: TrainingError: the graphs are of another model, or the gradient is wrong here.
+    Raises: TrainingError: the graphs are of another model, or they step wrongly here.
     """
     rows = np.arange(min(dataset.count, opened.training.batch))
     if rows.size == 0:
         raise TrainingError("there are no samples to check the graphs with; at least one is needed")
     check_same_model(opened, dataset.take(rows))
-    weights = opened.weights.tobytes()
-    train = LearningSession(opened.train_graph, "train", (LOSS,), weights=weights, threads=1)
-    feeds = {**padded(dataset, rows, train.batch), **_given(opened, train)}
-    direction = _direction(opened, train, feeds)
-    norm = measured_norm(direction)
-    if not math.isfinite(norm):
+    train = LearningSession(opened.train_graph, "train", (LOSS,), weights=opened.weights.tobytes(), threads=1)
+    probe = _probed(opened, train, {**padded(dataset, rows, train.batch), **noise(train, 0, 0)})
+    if not math.isfinite(probe.norm):
         raise TrainingError("the gradient on this machine is not finite; the bundle must not learn here")
-    if norm == 0.0:
-        return DeviceCheck(0.0, 0.0, 0.0)
-    check = _slope(opened, train, feeds, direction / np.float32(norm), norm)
-    if not (check.slope < 0 and (math.isnan(check.expected) or check.error <= TOLERANCE)):
+    gradient_error = _gradient_error(opened, probe)
+    if not gradient_error <= TOLERANCE:
         raise TrainingError(
-            f"the gradient is wrong on this machine: the loss changes by {check.slope:.3g} along a step, "
-            f"expected {check.expected:.3g}; report the bundle and the runtime version"
+            f"the gradient is wrong on this machine: it differs from the slope of the loss by {gradient_error:.2g} of "
+            f"its length, allowed is {TOLERANCE:g}; report the bundle and the runtime version"
         )
-    return check
+    rule_error = _rule_error(opened, probe)
+    if not rule_error <= RULE_TOLERANCE:
+        raise TrainingError(
+            f"a step on this machine is not what {opened.training.optimizer.name} makes of the gradient: it is off by "
+            f"{rule_error:.2g} of its length, allowed is {RULE_TOLERANCE:g}; report the bundle and the runtime version"
+        )
+    return DeviceCheck(probe.norm, gradient_error, rule_error)
 
 
 def check_same_model(opened: TrainableBundle, samples: LocalDataset) -> None:
-    """Compare the evaluation graph's loss with the served model's own scores, for classifiers with known scores.
+    """Compare the evaluation graph's loss with that of the served model's own answers, if it gives any numbers.
 
     Raises: TrainingError: they are not the same model.
     """
-    scores = opened.manifest.scores
-    if scores is None or opened.training.loss != CLASS_LOSS:
+    loss, scores = opened.training.loss, opened.manifest.scores
+    floats = [tensor.name for tensor in opened.manifest.outputs if tensor.dtype == "float32"]
+    if not floats:
         return
+    output = floats[0] if scores is None else scores.output
     files = opened.bundle.files
     session = load_session(ModelSource(files[MODEL_FILE], {WEIGHTS_FILE: files[WEIGHTS_FILE]}))
-    total = 0.0
-    for row in range(samples.count):  # one by one: the served batch axis may be fixed to 1
-        found = session.run({name: array[row : row + 1] for name, array in samples.inputs.items()})[scores.output]
-        total -= _log_probability(
-            found.astype(np.float64)[0], int(samples.labels[row]), is_logits=scores.kind == LOGITS
-        )
-    expected, found_loss = total / samples.count, opened.trainer.evaluate(opened.weights, samples).loss
-    if not abs(expected - found_loss) <= LOSS_TOLERANCE * max(1.0, abs(expected)):
-        raise TrainingError(
-            f"the training graphs are not of the served model: its scores give the loss {expected:.4g}, "
-            f"the evaluation graph {found_loss:.4g}"
-        )
-
-
-def _log_probability(scores: Array, label: int, *, is_logits: bool) -> float:
-    values = np.asarray(scores, dtype=np.float64)
-    if not is_logits:
-        return math.log(max(float(values[label]), 1e-38))
-    top = float(values.max())
-    return float(values[label]) - top - math.log(float(np.exp(values - top).sum()))
-
-
-def _given(opened: TrainableBundle, train: LearningSession) -> dict[str, Array]:
-    """What a first step gets besides its batch, with a rate so large that the gradient can be read off the step."""
-    tensors = opened.layout.unpack(opened.weights)
-    numbers = {"learning_rate": PROBE_RATE, "proximal_mu": 0.0, "clip_norm": float(np.finfo(np.float32).max)}
-    scalars = {name: np.array(value, dtype=np.float32) for name, value in numbers.items() if name in train.inputs}
-    return {**initial_state(train, tensors), **anchors(train, tensors), **noise(train, 0, 0), **scalars}
-
-
-def _direction(opened: TrainableBundle, train: LearningSession, feeds: Feeds) -> Floats:
-    """float32[trainable elements]: (p.new - p) / rate of one step with a very large rate."""
-    names = [entry.name for entry in opened.layout.trainable]
-    new = train.run([name + NEW for name in names], feeds)
-    parts = [
-        np.subtract(after, feeds[name], dtype=np.float64) / PROBE_RATE for name, after in zip(names, new, strict=True)
+    answers = [  # one by one: the served batch axis may be fixed to 1
+        session.run({name: array[row : row + 1] for name, array in samples.inputs.items()})[output]
+        for row in range(samples.count)
     ]
-    return np.concatenate([part.reshape(-1) for part in parts]).astype(np.float32)
+    predictions = np.concatenate(answers).astype(np.float64)
+    # without scores in the manifest nothing says whether a classifier serves logits or probabilities
+    is_either = scores is None and loss.name in (SOFTMAX_CROSS_ENTROPY, BINARY_CROSS_ENTROPY)
+    readings = [True, False] if is_either else [scores is None or scores.kind == LOGITS]
+    expected = [mean_loss(loss, predictions, samples.labels, is_logits=each) for each in readings]
+    if all(math.isnan(each) for each in expected):
+        return
+    found = opened.trainer.evaluate(opened.weights, samples).loss
+    if not any(abs(each - found) <= LOSS_TOLERANCE * max(1.0, abs(each)) for each in expected):
+        raise TrainingError(
+            f"the training graphs are not of the served model: its answers give the loss {expected[0]:.4g}, "
+            f"the evaluation graph {found:.4g}"
+        )
 
 
-def _slope(opened: TrainableBundle, train: LearningSession, feeds: Feeds, unit: Floats, norm: float) -> DeviceCheck:
-    def loss_at(weights: Floats) -> float:
-        return float(train.run([LOSS], {**feeds, **fed(train, opened.layout.unpack(weights))})[0])
+def _probed(opened: TrainableBundle, train: LearningSession, batch: Feeds) -> _Probe:
+    """The gradient of a batch, read off one step from zero state with anchors at the weights and no bound."""
+    optimizer, tensors = opened.training.optimizer, opened.layout.unpack(opened.weights)
+    names = [entry.name for entry in opened.layout.trainable if entry.name not in opened.training.statistics]
+    scalars = {"learning_rate": PROBE_RATE, "proximal_mu": 0.0, "clip_norm": float(np.finfo(np.float32).max)}
+    feeds = {**batch, **initial_state(train, tensors), **anchors(train, tensors), **_scalars(train, scalars)}
+    places = [gradient_shown(optimizer, name) for name in names]
+    missing = [place for place, _ in places if place + NEW not in train.outputs]
+    if missing:
+        raise TrainingError(f"the train graph lacks output {missing[0] + NEW!r}, which {optimizer.name} has")
+    made = train.run([place + NEW for place, _ in places], feeds)
+    parameters = {name: tensors[name].astype(np.float64) for name in names}
+    gradient = {}
+    for name, (_, factor), array in zip(names, places, made, strict=True):
+        wide = array.astype(np.float64)
+        shown = (parameters[name] - wide) / PROBE_RATE if optimizer.name == SGD else wide / factor
+        gradient[name] = shown - decay_of(optimizer) * parameters[name]
+    return _Probe(train, feeds, parameters, gradient)
 
-    is_steepest = opened.training.optimizer in STEEPEST
-    if is_steepest:
-        h = LOSS_CHANGE * max(loss_at(opened.weights), 1e-3) / norm
-    else:
-        h = WEIGHT_CHANGE * max(measured_norm(opened.weights), 1.0)
-    there, back = (loss_at(opened.layout.add_delta(opened.weights, unit * np.float32(s * h))) for s in (1, -1))
-    return DeviceCheck((there - back) / (2 * h), -norm if is_steepest else math.nan, norm)
+
+def _gradient_error(opened: TrainableBundle, probe: _Probe) -> float:
+    """The largest difference between gradient and slope over all blocks and directions, of the gradient's norm."""
+    loss_at = _loss_of(opened, probe)
+    loss = abs(loss_at({}))
+    noise_of_loss = LOSS_NOISE * max(loss, 1.0)
+    rng = np.random.Generator(np.random.PCG64(SEED))
+    typical = _size(probe.parameters)
+    worst = 0.0
+    for block in _blocks(list(probe.parameters)):
+        parameters = {name: probe.parameters[name] for name in block}
+        gradient = {name: probe.gradient[name] for name in block}
+        length, size = _norm(gradient.values()), max(_size(parameters), 0.1 * typical, 1e-3)
+        count = sum(array.size for array in parameters.values())
+        directions: list[tuple[dict[str, Floats64], float]] = []
+        if length > TOLERANCE * probe.norm:
+            h = min(LOSS_CHANGE * max(loss, 1e-3) / length, LARGEST_WEIGHT_CHANGE * size * math.sqrt(count))
+            directions.append(({name: array / length for name, array in gradient.items()}, h))
+        wished = noise_of_loss / (0.2 * TOLERANCE * max(probe.norm, 1e-12) * size)
+        share = min(max(wished, WEIGHT_CHANGE), LARGEST_WEIGHT_CHANGE)
+        for _ in range(SIGNS):
+            signs = {name: rng.choice([-1.0, 1.0], array.shape) for name, array in parameters.items()}
+            directions.append((signs, share * size))
+        for direction, h in directions:
+            there, back = (loss_at({n: p + s * h * direction[n] for n, p in parameters.items()}) for s in (1.0, -1.0))
+            expected = sum(float(np.vdot(gradient[name], direction[name])) for name in block)
+            error = abs((there - back) / (2 * h) - expected)
+            unsure = NOISE_MARGIN * noise_of_loss / h
+            worst = max(worst, (error - unsure) / probe.norm if probe.norm else float(error > unsure))
+    return worst
+
+
+def _rule_error(opened: TrainableBundle, probe: _Probe) -> float:
+    """The largest difference between one step of the graph and the formula's, of the step's length."""
+    optimizer, train = opened.training.optimizer, probe.train
+    rng = np.random.Generator(np.random.PCG64(SEED))
+    scale = {name: max(float(np.abs(array).max(initial=0.0)), 1e-6) for name, array in probe.gradient.items()}
+    state = {
+        f"{name}.{slot}": (rng.uniform(0.1, 1.0, array.shape) * scale[name] ** POWERS.get(slot, 1)).astype(np.float32)
+        for name, array in probe.gradient.items()
+        for slot in slots_of(optimizer)
+    }
+    given: dict[str, Array] = {name: array for name, array in state.items() if name in train.inputs}
+    if len(given) < len(state):
+        raise TrainingError(f"the train graph lacks the state that {optimizer.name} keeps")
+    if counts_steps(optimizer):
+        given[STEP_COUNT] = np.array(2.0, dtype=np.float32)
+    shifted = {name: (p - 0.1 * scale[name]).astype(np.float32) for name, p in probe.parameters.items()}
+    given |= {name + ANCHOR: array for name, array in shifted.items() if name + ANCHOR in train.inputs}
+    has_pull, has_bound = "proximal_mu" in train.inputs, "clip_norm" in train.inputs
+    numbers = StepNumbers(
+        learning_rate=0.01,
+        proximal_mu=0.5 if has_pull else 0.0,
+        gradient_clip=max(0.5 * probe.norm, 1e-6) if has_bound else math.inf,
+        count=3,
+    )
+    scalars = {"learning_rate": 0.01, "proximal_mu": 0.5, "clip_norm": numbers.gradient_clip}
+    made = _steps_of(probe, {**given, **_scalars(train, scalars)}, [*probe.parameters, *state])
+    wide = {name: array.astype(np.float64) for name, array in {**shifted, **state}.items()}
+    anchored = {name: wide[name] for name in probe.parameters}
+    expected = updated(optimizer, probe.parameters, probe.gradient, anchored, wide, numbers)
+    worst = 0.0
+    for name, wanted in expected.items():
+        before = probe.parameters.get(name, wide.get(name))
+        assert before is not None
+        rounding = 1e-6 * float(np.linalg.norm(before)) + 1e-12
+        difference = float(np.linalg.norm(made[name] - wanted)) - rounding
+        worst = max(worst, difference / (float(np.linalg.norm(wanted - before)) + rounding))
+    return worst
+
+
+def _steps_of(probe: _Probe, given: Mapping[str, Array], names: list[str]) -> dict[str, Floats64]:
+    made = probe.train.run([name + NEW for name in names], {**probe.feeds, **given})
+    return {name: array.astype(np.float64) for name, array in zip(names, made, strict=True)}
+
+
+def _loss_of(opened: TrainableBundle, probe: _Probe) -> Callable[[Mapping[str, Floats64]], float]:
+    """The loss of the batch with some parameters replaced: by the loss graph, or by the step graph without one."""
+    graph = opened.bundle.files.get(LOSS_GRAPH)
+    session = probe.train
+    if graph is not None:
+        session = LearningSession(graph, "loss", (LOSS,), weights=opened.weights.tobytes(), threads=1)
+    given = {**fed(session, opened.layout.unpack(opened.weights)), **probe.feeds}
+    given = {name: array for name, array in given.items() if name in session.inputs}
+
+    def loss_at(changed: Mapping[str, Floats64]) -> float:
+        replaced = {name: array.astype(np.float32) for name, array in changed.items()}
+        return float(session.run([LOSS], {**given, **replaced})[0])
+
+    return loss_at
+
+
+def _scalars(session: LearningSession, numbers: Mapping[str, float]) -> dict[str, Array]:
+    return {name: np.array(value, dtype=np.float32) for name, value in numbers.items() if name in session.inputs}
+
+
+def _blocks(names: list[str]) -> list[list[str]]:
+    """At most MAX_BLOCKS runs of neighbours."""
+    width = -(-len(names) // MAX_BLOCKS)
+    return [names[start : start + width] for start in range(0, len(names), width)]
+
+
+def _norm(arrays: Iterable[Floats64]) -> float:
+    return math.sqrt(sum(float(np.vdot(array, array)) for array in arrays))
+
+
+def _size(parameters: Mapping[str, Floats64]) -> float:
+    """Root mean square."""
+    count = sum(array.size for array in parameters.values())
+    return _norm(parameters.values()) / math.sqrt(max(count, 1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.bundle.files import EVALUATE_GRAPH, TRAIN_GRAPH, WEIGHTS_FILE
-from holdfast.bundle.manifest import Manifest, Training
+from holdfast.bundle.manifest import Manifest
+from holdfast.bundle.training import BINARY_CROSS_ENTROPY, Training
 from holdfast.bundle.verify import UnverifiedBundle, read_bundle
 from holdfast.clock import Clock
 from holdfast.errors import TrainingError
@@ -13,8 +14,6 @@ from holdfast.learn.data import DataContract, InputContract
 from holdfast.learn.trainer import Trainer
 from holdfast.learn.training import TrainerOptions
 from holdfast.update.layout import FlatLayout, Floats, LayoutEntry
-
-CLASS_LOSS = "softmax_cross_entropy"  # its labels are classes; every other loss compares numbers with an output
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +54,15 @@ def open_trainable(
     )
     trainer = Trainer(files[TRAIN_GRAPH], files[EVALUATE_GRAPH], layout, options, clock)
     weights = layout.weights_from_bytes(files[WEIGHTS_FILE])
-    return TrainableBundle(bundle, manifest.training, layout, trainer, data_contract(manifest), weights)
+    return TrainableBundle(
+        bundle, manifest.training, layout, trainer, data_contract(manifest, manifest.training), weights
+    )
 
 
-def data_contract(manifest: Manifest) -> DataContract:
-    """What samples must be for this model; a free axis of an input counts as 1.
-
-    Raises: TrainingError: labels are numbers, and the model has no float output to compare them with.
-    """
+def data_contract(manifest: Manifest, training: Training) -> DataContract:
+    """What samples must be for this model; a free axis of an input counts as 1."""
     inputs = tuple(InputContract(t.name, t.dtype, tuple(size or 1 for size in t.shape[1:])) for t in manifest.inputs)
-    loss = "" if manifest.training is None else manifest.training.loss.partition(":")[0]
-    if loss in ("", CLASS_LOSS):
-        widths = [t.shape[-1] or 0 for t in manifest.outputs if t.dtype == "float32" and t.shape]
-        return DataContract(inputs, len(manifest.labels) or next(iter(widths), 0))
-    shapes = [t.shape[1:] for t in manifest.outputs if t.dtype == "float32"]
-    if not shapes:
-        raise TrainingError(f"the loss {loss} needs a float32 output to compare labels with; the model has none")
-    return DataContract(inputs, 0, tuple(size or 1 for size in shapes[0]))
+    loss = training.loss
+    if training.classes:
+        return DataContract(inputs, training.classes, ignored_label=int(loss.number("ignore_index")))
+    return DataContract(inputs, 0, training.label_shape, is_yes_no=loss.name == BINARY_CROSS_ENTROPY)

@@ -137,7 +137,7 @@ class Trainer:
         return self._result(weights, course, stopped_early=not finished, started=started)
 
     def evaluate(self, weights: Floats, dataset: LocalDataset) -> EvaluateResult:
-        """Mean loss and correct predictions of `weights` over all samples of `dataset`.
+        """Mean loss and, where a prediction can be right, how many are, of `weights` over all samples of `dataset`.
 
         Raises: TrainingError: the data doesn't fit the graph, or the loss is not finite.
         """
@@ -153,7 +153,9 @@ class Trainer:
             count += int(found[2])
         if not np.isfinite(loss_sum):
             raise TrainingError("the loss over the samples is not finite; these weights cannot be evaluated")
-        return EvaluateResult(loss=loss_sum / count, correct=correct, count=count)
+        if count == 0:
+            raise TrainingError("every sample bears the label that is ignored; at least one other is needed")
+        return EvaluateResult(loss_sum / count, correct if dataset.contract.knows_right else None, count)
 
     def _begin(
         self,

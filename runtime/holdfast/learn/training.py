@@ -111,15 +111,18 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """Mean loss over `count` samples, of which `correct` were predicted right."""
+    """Mean loss over `count` labels (of a multi-label model several per sample), of which `correct` were found.
+
+    `correct` and `accuracy` are None where labels are numbers, which a prediction is only nearer to or further from.
+    """
 
     loss: float
-    correct: int
+    correct: int | None
     count: int
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
+    def accuracy(self) -> float | None:
+        return None if self.correct is None else self.correct / self.count
 
 
 ProgressCallback = Callable[[TrainProgress], None]
