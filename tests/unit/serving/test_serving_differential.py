@@ -1,9 +1,11 @@
-"""The same request, right or wrong, over gRPC and over HTTP: the same tensors, or the same kind of refusal."""
+"""The same request, right or wrong, over gRPC and HTTP and to both fronts: the same tensors, or the same refusal."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import grpc
 import numpy as np
@@ -12,12 +14,13 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from tests.fakes import served_models as models
-from tests.fakes.serving import call, exchange, http_infer, pool_of, serving, status_of
+from tests.fakes.serving import FRONTS, INFER, TIMEOUT_S, call, exchange, http_infer, pool_of, serving, status_of
 
 from holdfast.inference.tensors import TensorRequest
-from holdfast.serving import oip
+from holdfast.serving import oip, oip_pb2
+from holdfast.serving.authorisation import rules_of
 from holdfast.serving.datatypes import datatype_of, to_raw
-from holdfast.serving.server import Address, Front
+from holdfast.serving.server import Address, Front, Server, ServerOptions
 from holdfast.serving.status import STATUS_OF
 
 HTTP_OF = {grpc_name: http for _, grpc_name, http in reversed(STATUS_OF)}
@@ -121,3 +124,66 @@ def test_fronts_agree(address: Address, asked: TensorRequest) -> None:
     event(f"status {by_grpc[0]}")
     assert over_http(address, asked, binary=True) == by_grpc
     assert over_http(address, asked, binary=False) == by_grpc
+
+
+# --- one front and the other
+
+TOKEN = "a-token-of-16-chars"  # of this test alone
+COUNTERS = re.compile(
+    rb"^holdfast_(?:requests|request_errors|rows|runs)_total\S* \d+$|^holdfast_batch_rows_\S* \d+$", re.MULTILINE
+)
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[dict[Front, Address]]:
+    """A server of each front, where callers must show a token."""
+    with ExitStack() as stack:
+        found: dict[Front, Address] = {}
+        for front in FRONTS:
+            options = ServerOptions(Address("127.0.0.1", 0), front=front, rules=rules_of([], [TOKEN]))
+            server = Server(pool_of(MODELS), options=options)
+            found[front] = server.start()
+            stack.callback(server.stop, 2.0)
+        yield found
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> bytes:
+    """A request with parameters, mostly right; sometimes with a byte that is not."""
+    request = oip_pb2.ModelInferRequest.FromString(oip.encode_request(draw(requests())))
+    keys = st.sampled_from(["priority", "timeout", "priority", "timeout", "sequence_id", "own", "triton_x"])
+    for key in draw(st.lists(keys, max_size=2)):
+        request.parameters[key].int64_param = draw(st.sampled_from([0, 1, 3, -1, 3_000_000_000, 2**40]))
+    data = bytearray(request.SerializeToString())
+    if draw(st.integers(0, 3)) == 3:
+        data[draw(st.integers(0, len(data) - 1))] ^= draw(st.integers(1, 255))
+    return bytes(data)
+
+
+def whole_answer(address: Address, data: bytes, token: str) -> tuple[str, str, bytes, dict[str, str]]:
+    """Status, text, message and our own trailing metadata."""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(str(address)) as channel:
+        try:
+            message, told = channel.unary_unary(INFER).with_call(data, timeout=TIMEOUT_S, metadata=metadata)
+            status, text = "OK", ""
+        except grpc.RpcError as error:
+            status, text, message, told = error.code().name, error.details(), b"", error
+    ours = {str(key): str(value) for key, value in told.trailing_metadata() or () if key.startswith("holdfast-")}
+    return status, text, message, ours
+
+
+def counters(address: Address) -> list[bytes]:
+    """What was counted, without times."""
+    head = f"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+    return sorted(COUNTERS.findall(exchange(address, head.encode())))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=messages(), token=st.sampled_from([TOKEN, TOKEN, TOKEN, TOKEN, "", "another-token-of-16"]))
+def test_fronts_agree_in_answer_text_code_and_count(guarded: dict[Front, Address], data: bytes, token: str) -> None:
+    native, grpcio = (whole_answer(guarded[front], data, token) for front in FRONTS)
+
+    event(f"status {native[0]}")
+    assert native == grpcio
+    assert counters(guarded["native"]) == counters(guarded["grpcio"]) != []
