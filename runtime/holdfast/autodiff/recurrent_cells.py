@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from holdfast.autodiff.rule import kept_where
 from holdfast.autodiff.writer import GraphWriter
 
 
@@ -173,7 +174,7 @@ def _through_tanh(out: GraphWriter, dy: str, y: str) -> str:
 
 
 def _through_relu(out: GraphWriter, dy: str, y: str) -> str:
-    return out.node("Where", [out.node("Greater", [y, out.scalar(0.0)]), dy, out.scalar(0.0)])
+    return kept_where(out, out.node("Greater", [y, out.scalar(0.0)]), dy)
 
 
 CELLS: Mapping[str, Cell] = MappingProxyType(

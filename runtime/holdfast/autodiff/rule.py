@@ -187,3 +187,11 @@ def zeros(out: GraphWriter, shape: tuple[int, ...]) -> str:
 def as_float(out: GraphWriter, condition: str) -> str:
     """bool -> float32 of 0 and 1."""
     return out.node("Cast", [condition], to=int(TensorProto.FLOAT))
+
+
+def kept_where(out: GraphWriter, condition: str, value: str) -> str:
+    """float32 `value` where the condition holds, else 0.
+
+    A product: the stock runtime's Where takes three to six times as long (it makes both branches before it joins them).
+    """
+    return out.node("Mul", [value, as_float(out, condition)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from holdfast.autodiff.rule import GradientRule, NodeView, as_float, one_output, reduced
+from holdfast.autodiff.rule import GradientRule, NodeView, as_float, kept_where, one_output, reduced
 from holdfast.autodiff.writer import GraphWriter
 
 
@@ -18,12 +18,15 @@ def _relu(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
 
     It reads Y instead of X (Y > 0 iff X > 0), so that X need not be kept in memory for the backward pass.
     """
-    return [_where_positive(out, view.outputs[0], dy, out.scalar(0.0))]
+    return [kept_where(out, out.node("Greater", [view.outputs[0], out.scalar(0.0)]), dy)]
 
 
 def _leaky_relu(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
-    leaked = out.node("Mul", [dy, out.scalar(view.real("alpha", 0.01))])
-    return [_where_positive(out, view.inputs[0], dy, leaked)]
+    """The slope is alpha + (1 - alpha) [X > 0]."""
+    alpha = view.real("alpha", 0.01)
+    above = as_float(out, out.node("Greater", [view.inputs[0], out.scalar(0.0)]))
+    slope = out.node("Add", [_times(out, above, 1.0 - alpha), out.scalar(alpha)])
+    return [out.node("Mul", [dy, slope])]
 
 
 def _prelu(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:

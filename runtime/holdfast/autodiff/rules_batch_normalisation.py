@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+from holdfast.autodiff.channels import affine, centred, channel_sum, row_affine
 from holdfast.autodiff.rule import GradientRule, NodeView, Rows, one_output
 from holdfast.autodiff.writer import GraphWriter
 
@@ -24,15 +25,16 @@ def _forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
         out.copy([view.node])
         return ()
     x, scale, bias = view.inputs[:3]
+    shape = view.input_shape(0)
     mean = _over_rows(view, out, rows, x)
-    centred = out.node("Sub", [x, _wide(view, out, mean)])
-    variance = _over_rows(view, out, rows, out.node("Mul", [centred, centred]))
+    middle = centred(out, x, shape, mean)
+    variance = _over_rows(view, out, rows, out.node("Mul", [middle, middle]))
     deviation = out.node("Sqrt", [out.node("Add", [variance, out.scalar(view.real("epsilon", _EPSILON))])])
     inverse = out.node("Reciprocal", [deviation])
-    factor = _wide(view, out, out.node("Mul", [inverse, scale]))
-    out.node_as("Add", [out.node("Mul", [centred, factor]), _wide(view, out, bias)], [view.outputs[0]])
+    made = affine(out, middle, shape, out.node("Mul", [inverse, scale]), bias)
+    out.node_as("Identity", [made], [view.outputs[0]])
     _update_running(view, out, rows, mean, variance)
-    return (centred, inverse)
+    return (middle, inverse)
 
 
 def _update_running(view: NodeView, out: GraphWriter, rows: Rows, mean: str, variance: str) -> None:
@@ -55,13 +57,14 @@ def _frozen(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     x, scale, _, mean, variance = view.inputs
     deviation = out.node("Sqrt", [out.node("Add", [variance, out.scalar(view.real("epsilon", _EPSILON))])])
     inverse = out.node("Reciprocal", [deviation])
+    shape = view.input_shape(0)
     dx = dscale = None
     if view.wants(0):
-        dx = out.node("Mul", [dy, _wide(view, out, out.node("Mul", [inverse, scale]))])
+        dx = affine(out, dy, shape, out.node("Mul", [inverse, scale]))
     if view.wants(1):
-        centred = out.node("Sub", [x, _wide(view, out, mean)])
-        dscale = out.node("Mul", [_channel_sum(view, out, out.node("Mul", [dy, centred])), inverse])
-    dbias = _channel_sum(view, out, dy) if view.wants(2) else None
+        along = out.node("Mul", [dy, centred(out, x, shape, mean)])
+        dscale = out.node("Mul", [channel_sum(out, along, shape), inverse])
+    dbias = channel_sum(out, dy, shape) if view.wants(2) else None
     return [dx, dscale, dbias]
 
 
@@ -69,18 +72,19 @@ def _batch(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     """With c = X - mean: dX = f dY - c f (sum(dY c) / std^2) r - f sum(dY) r, f = scale / std, r each row's share."""
     if view.rows is None:
         raise AssertionError("statistics of the batch were saved without rows")
-    centred, inverse = view.saved
-    along = _channel_sum(view, out, out.node("Mul", [dy, centred]))
-    total = _channel_sum(view, out, dy)
+    middle, inverse = view.saved
+    shape = view.input_shape(0)
+    along = channel_sum(out, out.node("Mul", [dy, middle]), shape)
+    total = channel_sum(out, dy, shape)
     dscale = out.node("Mul", [along, inverse]) if view.wants(1) else None
     if not view.wants(0):
         return [None, dscale, total]
     factor = out.node("Mul", [inverse, view.inputs[1]])
     bend = out.node("Mul", [out.node("Mul", [factor, along]), out.node("Mul", [inverse, inverse])])
-    direct = out.node("Mul", [dy, _wide(view, out, factor)])
-    curved = out.node("Mul", [centred, _row_share(view, out, view.rows, bend)])
-    level = _row_share(view, out, view.rows, out.node("Mul", [factor, total]))
-    return [out.node("Sub", [out.node("Sub", [direct, curved]), level]), dscale, total]
+    level = out.node("Mul", [factor, total])
+    shares = [_row_share(view, out, view.rows, out.node("Neg", [each])) for each in (bend, level)]
+    curved = row_affine(out, middle, shape, *shares)
+    return [out.node("Add", [affine(out, dy, shape, factor), curved]), dscale, total]
 
 
 def _over_rows(view: NodeView, out: GraphWriter, rows: Rows, value: str) -> str:
@@ -92,23 +96,11 @@ def _over_rows(view: NodeView, out: GraphWriter, rows: Rows, value: str) -> str:
 
 
 def _row_share(view: NodeView, out: GraphWriter, rows: Rows, per_channel: str) -> str:
-    """float32[batch, channels, 1...]: each row's and position's share of a value per channel."""
+    """float32[batch, channels]: each row's and position's share of a value per channel."""
     batch, channels, *rest = view.input_shape(0)
     weights = out.node("Reshape", [rows.weights, out.integers(batch, 1)])
     per_position = out.node("Mul", [weights, out.scalar(1.0 / math.prod(rest))])
-    share = out.node("Mul", [per_position, out.node("Reshape", [per_channel, out.integers(1, channels)])])
-    return out.node("Reshape", [share, out.integers(batch, channels, *(1 for _ in rest))])
-
-
-def _channel_sum(view: NodeView, out: GraphWriter, value: str) -> str:
-    axes = [axis for axis in range(len(view.input_shape(0))) if axis != 1]
-    return out.node("ReduceSum", [value, out.integers(*axes)], keepdims=0)
-
-
-def _wide(view: NodeView, out: GraphWriter, per_channel: str) -> str:
-    """float32[channels] so that it broadcasts over X."""
-    _, channels, *rest = view.input_shape(0)
-    return out.node("Reshape", [per_channel, out.integers(1, channels, *(1 for _ in rest))])
+    return out.node("Mul", [per_position, out.node("Reshape", [per_channel, out.integers(1, channels)])])
 
 
 RULES = (

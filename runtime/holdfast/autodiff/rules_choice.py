@@ -6,21 +6,20 @@ subgradient that PyTorch takes for maximum), and Clip lets it pass at its bounds
 
 from __future__ import annotations
 
-from holdfast.autodiff.rule import GradientRule, NodeView, as_float, one_output, reduced
+from holdfast.autodiff.rule import GradientRule, NodeView, as_float, kept_where, one_output, reduced
 from holdfast.autodiff.writer import GraphWriter
 
 
 def _where(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
-    condition, nothing = view.inputs[0], out.scalar(0.0)
-    da = reduced(view, out, out.node("Where", [condition, dy, nothing]), 1) if view.wants(1) else None
-    db = reduced(view, out, out.node("Where", [condition, nothing, dy]), 2) if view.wants(2) else None
+    condition = view.inputs[0]
+    da = reduced(view, out, kept_where(out, condition, dy), 1) if view.wants(1) else None
+    db = reduced(view, out, kept_where(out, out.node("Not", [condition]), dy), 2) if view.wants(2) else None
     return [None, da, db]
 
 
 def _clip(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     """X was not changed iff Y equals X: one comparison instead of two and an And."""
-    kept = out.node("Equal", [view.inputs[0], view.outputs[0]])
-    return [out.node("Where", [kept, dy, out.scalar(0.0)])]
+    return [kept_where(out, out.node("Equal", [view.inputs[0], view.outputs[0]]), dy)]
 
 
 def _extreme(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
