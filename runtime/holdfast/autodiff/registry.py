@@ -31,8 +31,10 @@ from holdfast.autodiff import (
     rules_pooling,
     rules_recurrent,
     rules_reduction,
+    rules_selection,
     rules_shape,
     rules_softmax,
+    rules_spectral,
 )
 from holdfast.autodiff.loss import Loss
 from holdfast.autodiff.loss_cross_entropy import softmax_cross_entropy
@@ -62,6 +64,8 @@ FAMILIES = (
     rules_reduction,
     rules_shape,
     rules_indexing,
+    rules_selection,
+    rules_spectral,
     rules_dropout,
 )
 RULES: Mapping[str, GradientRule] = MappingProxyType(

@@ -51,6 +51,15 @@ def _one_plus_square(out: GraphWriter, value: str, sign: float) -> str:
     return out.node("Add", [out.node("Mul", [out.node("Mul", [value, value]), out.scalar(sign)]), out.scalar(1.0)])
 
 
+def _square_minus_one(out: GraphWriter, value: str) -> str:
+    return out.node("Sub", [out.node("Mul", [value, value]), out.scalar(1.0)])
+
+
+def _inverse_root(out: GraphWriter, value: str, sign: float) -> str:
+    """sign / sqrt(value)."""
+    return out.node("Div", [out.scalar(sign), out.node("Sqrt", [value])])
+
+
 SLOPES: tuple[tuple[str, str, Slope], ...] = (
     ("Abs", "dX = dY sign(X)", lambda out, x, y: out.node("Sign", [x])),
     ("Exp", "dX = dY Y", lambda out, x, y: y),
@@ -61,6 +70,11 @@ SLOPES: tuple[tuple[str, str, Slope], ...] = (
     ("Tan", "dX = dY (1 + Y^2)", lambda out, x, y: _one_plus_square(out, y, 1.0)),
     ("Sinh", "dX = dY cosh(X)", lambda out, x, y: out.node("Cosh", [x])),
     ("Cosh", "dX = dY sinh(X)", lambda out, x, y: out.node("Sinh", [x])),
+    ("Asin", "dX = dY / sqrt(1 - X^2)", lambda out, x, y: _inverse_root(out, _one_plus_square(out, x, -1.0), 1.0)),
+    ("Acos", "dX = -dY / sqrt(1 - X^2)", lambda out, x, y: _inverse_root(out, _one_plus_square(out, x, -1.0), -1.0)),
+    ("Asinh", "dX = dY / sqrt(1 + X^2)", lambda out, x, y: _inverse_root(out, _one_plus_square(out, x, 1.0), 1.0)),
+    ("Acosh", "dX = dY / sqrt(X^2 - 1)", lambda out, x, y: _inverse_root(out, _square_minus_one(out, x), 1.0)),
+    ("Atanh", "dX = dY / (1 - X^2)", lambda out, x, y: out.node("Reciprocal", [_one_plus_square(out, x, -1.0)])),
     ("Atan", "dX = dY / (1 + X^2)", lambda out, x, y: out.node("Reciprocal", [_one_plus_square(out, x, 1.0)])),
 )
 

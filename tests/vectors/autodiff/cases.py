@@ -12,6 +12,7 @@ from tests.vectors.autodiff.cases_elementwise import ELEMENTWISE_CASES
 from tests.vectors.autodiff.cases_moving import MOVING_CASES
 from tests.vectors.autodiff.cases_normalisation import NORMALISATION_CASES
 from tests.vectors.autodiff.cases_recurrent import RECURRENT_CASES
+from tests.vectors.autodiff.cases_selection import SELECTION_CASES
 from tests.vectors.autodiff.cases_windows import WINDOW_CASES
 
 MIX = node("MatMul", ["y", "mix"], ["logits"])
@@ -117,6 +118,7 @@ OPERATOR_CASES = (
     *NORMALISATION_CASES,
     *RECURRENT_CASES,
     *WINDOW_CASES,
+    *SELECTION_CASES,
 )
 MLP_SIZES = (12, 16, 16, 10)
 

@@ -30,6 +30,12 @@ def _unary() -> list[Case]:
         cases.append(mixed(operator.lower(), [SCALED, node(operator, ["h"], ["y"])], ROW, X, positive=True))
     small = [node("Tanh", ["h"], ["t"]), node("Tan", ["t"], ["y"])]
     cases.append(mixed("tan", [SCALED, *small], ROW, X))
+    for operator in ("Asin", "Acos", "Atanh"):
+        inside = [node("Tanh", ["h"], ["t"]), node("Mul", ["t", "c"], ["u"]), node(operator, ["u"], ["y"])]
+        cases.append(mixed(operator.lower(), [SCALED, *inside], ROW, X, fixed={"c": 0.9}))
+    cases.append(mixed("asinh", [SCALED, node("Asinh", ["h"], ["y"])], ROW, X))
+    above = [SCALED, node("Add", ["h", "c"], ["t"]), node("Acosh", ["t"], ["y"])]
+    cases.append(mixed("acosh", above, ROW, X, fixed={"c": 1.2}, positive=True))
     cases.append(mixed("swish", [SCALED, node("Swish", ["h"], ["y"], alpha=0.8)], ROW, X, opset=24))
     for operator in ("Sign", "Floor", "Ceil", "Round"):
         nodes = [SCALED, node(operator, ["h"], ["s"]), node("Add", ["h", "s"], ["y"])]

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper
+from tests.vectors.autodiff.torch_selection import SELECTION_OPERATORS
 from torch.nn import functional
 
 Tensor = torch.Tensor
@@ -378,6 +379,8 @@ OPERATORS: Mapping[str, Callable[[Args, Attributes], Any]] = {
         for name in ("Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Atan")
     },
     **{name: _simple(getattr(torch, name.lower())) for name in ("Sign", "Floor", "Ceil", "Round", "Sigmoid", "Tanh")},
+    **{name: _simple(getattr(torch, name.lower())) for name in ("Asin", "Acos", "Asinh", "Acosh", "Atanh")},
+    **SELECTION_OPERATORS,
     "Relu": _simple(torch.relu),
     "LeakyRelu": lambda args, a: functional.leaky_relu(args[0], a.get("alpha", 0.01)),
     "PRelu": lambda args, a: torch.where(args[0] > 0, args[0], args[0] * args[1]),
