@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from holdfast.clock import Clock
@@ -264,6 +263,9 @@ def trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _message(message: Message, value: Value) -> bytes:
+    # not at the top: it brings half a megabyte of parsers, and only control calls need it
+    from google.protobuf.json_format import ParseDict
+
     return ParseDict(value, message).SerializeToString()
 
 

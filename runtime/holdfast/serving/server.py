@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import UsageError
@@ -19,7 +19,6 @@ from holdfast.inference.pool import ModelPool
 from holdfast.serving.admission import SchedulerOptions
 from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure, check_unix_exposure
 from holdfast.serving.control import Control, Offer
-from holdfast.serving.door import DoorLimits, GrpcioDoor
 from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.listening import PRIVATE_MODE, SocketFile, listen_tcp, listen_unix, resolve
 from holdfast.serving.native.backend import NativeOptions
@@ -32,6 +31,9 @@ from holdfast.serving.scheduler import ModelScheduler, Post
 from holdfast.serving.service import MAX_IN_FLIGHT, InferenceService
 from holdfast.serving.shared_memory import SharedMemory
 from holdfast.serving.statistics import Statistics
+
+if TYPE_CHECKING:
+    from holdfast.serving.door import GrpcioDoor
 
 DEFAULT_PORT = 8080
 MAX_MESSAGE_BYTES = 64 * 1024**2  # 64 MiB: a batch of 100 images of 224 x 224 in float32, uncompressed
@@ -140,17 +142,24 @@ class Server:
         if options.tls is not None and options.front != "native":
             raise UsageError("TLS is offered by the native front only; choose --front native")
         tls = None if options.tls is None else ServerTls(options.tls)
-        limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
         listeners = self._open_listeners()
         if options.front == "native":
             self._start_native([Listener(at, of.is_admin, of.is_local, _tls_of(at, tls)) for at, of in listeners])
             return self.addresses[0]
+        self._start_doors(listeners)
+        return self.addresses[0]
+
+    def _start_doors(self, listeners: Sequence[tuple[socket.socket, Origin]]) -> None:
+        # not at the top: gRPC's library costs 9 MB and a tenth of a second, and only this fallback needs it
+        from holdfast.serving.door import DoorLimits, GrpcioDoor
+
+        options = self._options
+        limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
         self._schedule(lambda callback: callback())
         for opened, origin in listeners:
             door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
             self._doors.append(door)
             door.start(opened)
-        return self.addresses[0]
 
     def _open_listeners(self) -> list[tuple[socket.socket, Origin]]:
         """All listeners, or none: the public ones in the order of `addresses`, then the admin socket."""
