@@ -28,6 +28,9 @@ def _list_of(name: str) -> Value:
 
 SCHEMAS: dict[str, Value] = {
     "Error": _object(("error",), error=_TEXT),
+    "Liveness": _object(("live",), live={"type": "boolean"}),
+    "Readiness": _object(("ready",), ready={"type": "boolean"}),
+    "ModelReadiness": _object(("name", "ready"), name=_TEXT, ready={"type": "boolean"}),
     "ServerMetadata": _object(
         ("name", "version", "extensions"), name=_TEXT, version=_TEXT, extensions={"type": "array", "items": _TEXT}
     ),

@@ -38,11 +38,11 @@ def _of_model(method: str, verb: str, name: str, summary: str, takes: str = "", 
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v2/health/live", "live", "Whether the process answers."),
-    Route("GET", "/v2/health/ready", "ready", "Whether requests are welcome; 400 if not."),
+    Route("GET", "/v2/health/live", "live", "Whether the process answers.", gives="Liveness"),
+    Route("GET", "/v2/health/ready", "ready", "Whether requests are welcome; 400 if not.", gives="Readiness"),
     Route("GET", "/v2", "server", "Name, version and extensions of the server.", gives="ServerMetadata"),
     *_of_model("GET", "", "model", "Inputs and outputs of a model.", gives="ModelMetadata"),
-    *_of_model("GET", "/ready", "model_ready", "Whether a model is served; 400 if not."),
+    *_of_model("GET", "/ready", "model_ready", "Whether a model is served; 400 if not.", gives="ModelReadiness"),
     *_of_model("GET", "/config", "config", "The configuration of a model.", gives="ModelConfig"),
     *_of_model("GET", "/stats", "stats", "What a model answered and what it cost.", gives="ModelStatistics"),
     Route("GET", "/v2/models/stats", "stats", "What all models answered and what it cost.", gives="ModelStatistics"),

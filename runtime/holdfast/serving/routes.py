@@ -140,8 +140,8 @@ class Routes:
     def _handlers(self) -> dict[str, Handler]:
         control, service = self._control, self._service
         return {
-            "live": lambda call: HttpResponse(200),
-            "ready": lambda call: HttpResponse(200 if service.is_ready else 400),
+            "live": lambda call: HttpResponse(200, b'{"live": true}'),
+            "ready": lambda call: _readiness({}, is_ready=service.is_ready),
             "server": self._reading(lambda call: control.server_metadata()),
             "model": self._reading(lambda call: control.model_metadata(*_target(call))),
             "config": self._reading(lambda call: control.model_config(*_target(call))),
@@ -173,7 +173,8 @@ class Routes:
 
     def _model_ready(self, call: HttpCall) -> HttpResponse:
         self._control.check(caller_of(call.context), Action.READ)
-        return HttpResponse(200 if self._service.is_model_ready(*_target(call)) else 400)
+        name, version = _target(call)
+        return _readiness({"name": name}, is_ready=self._service.is_model_ready(name, version))
 
     def _index(self, call: HttpCall) -> HttpResponse:
         self._control.check(caller_of(call.context), Action.READ)
@@ -274,6 +275,11 @@ def _refusal(what: str) -> Handler:
         raise UnsupportedError(f"{what} is not offered by this server")
 
     return refuse
+
+
+def _readiness(of: Mapping[str, str], *, is_ready: bool) -> HttpResponse:
+    """Triton's clients look at the status, KServe's at the body."""
+    return HttpResponse(200 if is_ready else 400, json.dumps({**of, "ready": is_ready}).encode())
 
 
 def _target(call: HttpCall) -> tuple[str, str]:

@@ -107,6 +107,21 @@ def test_answer_has_what_the_document_requires(desk, route: Route) -> None:
         assert set(schema["required"]) <= answer.keys()
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "body"),
+    [
+        ("/v2/health/live", 200, {"live": True}),
+        ("/v2/health/ready", 200, {"ready": True}),
+        ("/v2/models/m/ready", 200, {"name": "m", "ready": True}),
+        ("/v2/models/m/versions/2/ready", 400, {"name": "m", "ready": False}),
+    ],
+)
+def test_readiness_is_told_by_status_and_by_body(desk, path: str, status: int, body: dict[str, object]) -> None:
+    response = desk.http("GET", path)
+
+    assert (response.status, json.loads(response.body)) == (status, body)
+
+
 def test_trace_context_and_id_pass_through(desk) -> None:
     body = BODY.replace(b'{"inputs"', b'{"id": "q-7", "inputs"')
 
