@@ -1,7 +1,7 @@
-# The commands of this repository. Each one makes what it needs by itself; nothing is installed outside this folder.
+# The commands of this repository. Each one makes what it needs by itself; but for `test-all`, all of it in this folder.
 #   make demo       the whole of Holdfast at work on real data (installs no development tools)
 #   make test       everything that must hold, except what is slow
-#   make test-all   the slow checks too
+#   make test-all   the slow checks too, with clients that are not ours (some from Debian: wants root or sudo)
 #   make check      the static half of `make test`: style, types, the laws of the house, generated code
 #   make bench      the benchmarks; writes benchmarks/results/*.json
 #   make protos     generate the message modules again
@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGUMENTS ?=
 
-.PHONY: help demo test test-all check lint types laws fresh pytest bench protos docs clean
+.PHONY: help demo test test-all conformance check lint types laws fresh pytest bench protos docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,8 +23,12 @@ demo: .venv/.demo
 
 test: check pytest
 
-test-all: check .venv/.dev .venv-protos/.made
+test-all: check .venv/.dev .venv-protos/.made conformance
 	$(BIN)/pytest -q -m "slow or not slow"
+
+# Clients and a fuzzer that are not ours; quick when they are there.
+conformance: .venv/.dev
+	tests/conformance/install.sh $(BIN)/python
 
 check: lint types laws fresh
 
@@ -89,4 +93,5 @@ docs: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-protos .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf .venv .venv-protos .venv-conformance .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf benchmarks/clients/cpp/build tests/conformance/javascript/node_modules
