@@ -468,6 +468,14 @@ def test_flood_is_told_to_calm_down(flood: str) -> None:
     assert error_of(server) is ErrorCode.ENHANCE_YOUR_CALM
 
 
+def test_flood_of_pings_is_told_in_the_word_of_grpc() -> None:
+    server = opened()
+
+    server.receive(FLOODS["ping"](0) * 1_001, 0.0)
+
+    assert server.take().endswith(b"too_many_pings")
+
+
 def test_slow_pings_are_no_flood() -> None:
     server = opened()
 

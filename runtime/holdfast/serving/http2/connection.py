@@ -398,7 +398,7 @@ class Http2Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING of a wrong size")
-        self._charge()
+        self._charge("too_many_pings")  # a word that gRPC clients know: they ping less often from then on (gRFC A8)
         if not flags & frames.ACK:
             self._sender.out.append(frames.ping(bytes(payload), ack=True))
         elif payload == DRAIN_PING:
@@ -445,9 +445,9 @@ class Http2Connection:
         if stream_id not in self._ended_early:
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "a frame on a closed stream")
 
-    def _charge(self) -> None:
+    def _charge(self, text: str = "too many frames that ask for nothing") -> None:
         if not self._controls.take(self._now_s):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, text)
 
     def _close(self, stream: Stream) -> None:
         """We have said all. A peer that has not is told to stop (RFC 9113 8.1)."""
