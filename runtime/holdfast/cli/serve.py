@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,11 @@ from holdfast.cli.serve_options import (
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.inference.session import ModelSession
+    from concurrent.futures import Future
+
+    from holdfast.inference.session import ModelSession, ModelSource
     from holdfast.inference.tensors import TensorSpec
+    from holdfast.inference.trial import TrialReport
     from holdfast.serving.server import Address, ServerOptions
     from holdfast.serving.settings import ServingSettings
 
@@ -63,34 +68,61 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
     if not 0 <= arguments.poll_s <= IDLE_S:
         raise UsageError(f"expected --poll-s from 0 (never) to {IDLE_S:g}")
-    is_folder = arguments.model.is_dir()
+    if not arguments.model.is_dir():
+        return _serve_file(arguments)
     settings = settings_from(arguments)
-    options = options_from(arguments, settings, has_repository=is_folder)
-    serve = serve_folder if is_folder else _serve_file
-    return serve(arguments, settings, options)
+    return serve_folder(arguments, settings, options_from(arguments, settings, has_repository=True))
 
 
-def _serve_file(arguments: argparse.Namespace, settings: ServingSettings, server_options: ServerOptions) -> int:
+def _serve_file(arguments: argparse.Namespace) -> int:
+    from holdfast.inference.session import ModelSource
+
+    _name_of(arguments)  # a wrong name is told before anything is loaded
+    source = ModelSource.from_file(arguments.model)
+    with _trial_beside(source, arguments) as verdict:
+        # while the child loads the model, this process loads the server: the two take about as long
+        settings = settings_from(arguments)
+        options = options_from(arguments, settings, has_repository=False)
+        verdict.result()
+    return _serve_source(arguments, settings, options, source)
+
+
+@contextmanager
+def _trial_beside(source: ModelSource, arguments: argparse.Namespace) -> Iterator[Future[TrialReport]]:
+    """Try the model in its child on a thread of its own; waits for it on the way out."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from holdfast.inference.session import SessionOptions
+    from holdfast.inference.trial import run_trial
+
+    with ThreadPoolExecutor(1, "trial") as beside:
+        yield beside.submit(
+            run_trial,
+            source,
+            memory_bytes=arguments.trial_memory_mib * 1024**2,
+            timeout_s=arguments.trial_timeout_s,
+            options=SessionOptions(arguments.threads, spinning=arguments.spinning),
+        )
+
+
+def _serve_source(
+    arguments: argparse.Namespace,
+    settings: ServingSettings,
+    server_options: ServerOptions,
+    source: ModelSource,
+) -> int:
     from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.pool import ModelPool
     from holdfast.inference.prepare import prepare_session
-    from holdfast.inference.session import ModelSource, SessionOptions, share_threads
-    from holdfast.inference.trial import run_trial
+    from holdfast.inference.session import SessionOptions, share_threads
     from holdfast.lifecycle import Stop, stop_on_signals
     from holdfast.serving.server import Server
 
-    name = _checked_name(arguments.name if arguments.name is not None else arguments.model.stem)
+    name = _name_of(arguments)
     if settings.shared_threads:
         share_threads(settings.shared_threads)
     shared = settings.shared_threads > 0
     options = SessionOptions(arguments.threads, spinning=arguments.spinning, shared_threads=shared)
-    source = ModelSource.from_file(arguments.model)
-    run_trial(
-        source,
-        memory_bytes=arguments.trial_memory_mib * 1024**2,
-        timeout_s=arguments.trial_timeout_s,
-        options=options,
-    )
     cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
     session = prepare_session(source, options, cache=cache)
     pool = ModelPool()
@@ -110,7 +142,8 @@ def _serve_file(arguments: argparse.Namespace, settings: ServingSettings, server
     return EXIT_OK
 
 
-def _checked_name(name: str) -> str:
+def _name_of(arguments: argparse.Namespace) -> str:
+    name: str = arguments.name if arguments.name is not None else arguments.model.stem
     if not _NAME.match(name):
         raise UsageError(f"{name!r} cannot be a model's name in a URL; give one with --name, of letters, digits, . _ -")
     return name

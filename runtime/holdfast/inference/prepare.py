@@ -5,8 +5,6 @@ Slow (up to PROBE_BUDGET_S beyond the load), so never on the serving loop's thre
 
 from __future__ import annotations
 
-from statistics import median
-
 import numpy as np
 
 from holdfast.clock import Clock, SystemClock
@@ -73,4 +71,4 @@ def _run_s(session: ModelSession, inputs: dict[str, Array], elements: int, clock
                 break  # slow enough to be sure
     except HoldfastError:
         return None
-    return median(times[WARM_RUNS:] or times)
+    return float(np.median(times[WARM_RUNS:] or times))

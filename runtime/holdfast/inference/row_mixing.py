@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from holdfast.errors import HoldfastError, ModelError
 from holdfast.inference.onnx_graph import Constant, Graph, Node, read_graph
 from holdfast.inference.row_rules import MAX_OPSET, MIN_OPSET, apply
 from holdfast.inference.row_shapes import ROWS, MixedRowsError, Tensor
+from holdfast.inference.row_sizes import numbers_of
 from holdfast.inference.session import ModelSession
 from holdfast.inference.tensors import BFLOAT16_NAME, STRING, Array, TensorSpec
 from holdfast.inference.traits import Mixing
@@ -126,7 +126,7 @@ class _Prober:
 
     @property
     def _run_s(self) -> float:
-        return median(self._times)
+        return float(np.median(self._times))
 
     def _try(self, bucket: int) -> float:
         """Seconds of the faster of two runs of a bucket: rows in order, then each at another place."""
@@ -173,7 +173,8 @@ def _follow(node: Node, known: dict[str, Tensor]) -> None:
         results = [_constant_of(node)]
     else:
         arguments = [known[name] if name else None for name in node.inputs]
-        results = [Tensor(shape) for shape in apply(node, arguments)]
+        numbers = numbers_of(node, arguments)
+        results = [Tensor(shape) for shape in apply(node, arguments)] if numbers is None else [numbers]
     for name, result in zip(node.outputs, results, strict=False):
         if name in known:
             raise MixedRowsError(f"'{name}' is given twice")
