@@ -8,7 +8,7 @@ before any memory is taken for it; a loaded session never changes. A model file 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,6 +164,21 @@ class ModelSession:
                 return 0
             rows = found
         return rows
+
+    def shares(self, inputs: Sequence[tuple[str, np.dtype[np.generic], tuple[int, ...]]]) -> bool:
+        """Whether requests with these inputs may share a run: (name, dtype, shape of a row) of each."""
+        given = {name: (dtype, row_shape) for name, dtype, row_shape in inputs}
+        if not self._shareable or len(given) != len(inputs) or len(given) != len(self._shareable):
+            return False
+        for name, dtype, rows_of_shape in self._shareable:
+            have, row_shape = given.get(name, (None, ()))
+            if have != dtype or (1, *row_shape) not in rows_of_shape:
+                return False
+        return True
+
+    def has_outputs(self, names: tuple[str, ...]) -> bool:
+        """Whether these are different outputs of the model."""
+        return len(set(names)) == len(names) and self._output_of.keys() >= set(names)
 
     def _shapes_that_share(self) -> tuple[tuple[str, np.dtype[np.generic], dict[tuple[int, ...], int]], ...]:
         """Per input, every shape up to the largest probed batch: a look-up costs less than a comparison."""

@@ -6,12 +6,11 @@ Names that a client made up (an unknown model) are not kept: they are the client
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,7 +25,7 @@ MAX_LATENCY_S = 86_400.0  # a request cannot take longer than a day; a larger fi
 
 
 class Answered(Protocol):
-    """The part of an answered request that is counted here; `serving.protocols.TapEvent` has it."""
+    """The part of answered requests that is counted here; `serving.protocols.TapEvent` has it."""
 
     @property
     def model(self) -> str: ...
@@ -35,7 +34,8 @@ class Answered(Protocol):
     def version(self) -> str: ...
 
     @property
-    def latency_s(self) -> float: ...
+    def latencies_s(self) -> Sequence[float]:
+        """Of each request that was answered together with others; often one."""
 
     @property
     def outcome(self) -> str:
@@ -81,16 +81,16 @@ class WindowMeter:
         self._cpu_s = self._resources().cpu_s
 
     def on_response(self, event: Answered) -> None:
-        """Count one answer."""
+        """Count answers."""
         key = ("", "") if event.outcome == UnknownModelError.code else (event.model, event.version)
-        latency_s = event.latency_s if 0.0 <= event.latency_s <= MAX_LATENCY_S else math.nan
+        latencies_s = [each for each in event.latencies_s if 0.0 <= each <= MAX_LATENCY_S]
         with self._lock:
             count = self._counts.get(key)
             if count is None:
                 key = key if len(self._counts) < MAX_MODELS else ("", "")
                 count = self._counts.setdefault(key, _Count())
-            count.outcomes[event.outcome] += 1
-            if not math.isnan(latency_s):
+            count.outcomes[event.outcome] += len(event.latencies_s)
+            for latency_s in latencies_s:
                 count.latency_s.add(latency_s)
 
     def close(self) -> OperationalWindow:

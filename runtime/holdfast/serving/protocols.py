@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.errors import HoldfastError
+from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
 
 OK = "ok"
@@ -17,12 +18,16 @@ OK = "ok"
 
 @dataclass(slots=True)  # not frozen: that costs 1 us in every request; nobody changes one
 class TapEvent:
-    """One answered request. `outcome` is "ok" or the code of an error; arrays are shared, not copies: read only."""
+    """Requests that were answered together, in one run; often one. Arrays are shared, not copies: read only.
+
+    request_ids, latencies_s: of each request. outcome: "ok", or the code of the error that all of them got.
+    inputs, outputs: their rows, one after the other along the first axis.
+    """
 
     model: str
     version: str
-    request_id: str
-    latency_s: float
+    request_ids: Sequence[str]
+    latencies_s: Sequence[float]
     outcome: str
     inputs: Mapping[str, Array] | None
     outputs: Mapping[str, Array] | None
@@ -60,7 +65,30 @@ class Pending:
     priority: int = 0
 
 
-class Scheduler(Protocol):
+class QuickRuns(Protocol):
+    """Runs on the loop's thread, without a queue, for whoever has joined requests by itself.
+
+    inline_limit_s: the longest run that is quick. turn_s: how long the loop's thread may run models at a time.
+    """
+
+    inline_limit_s: float
+    turn_s: float
+
+    def find_quick(self, name: str, version: str) -> ServedModel | None:
+        """A model whose rows may share a run, if nothing waits in front of it; None if the call must queue up."""
+
+    def run_quick(
+        self,
+        model: ServedModel,
+        inputs: Mapping[str, Array],
+        wanted: tuple[str, ...],
+        rows: Sequence[int],
+        came_s: Sequence[float],
+    ) -> Mapping[str, Array] | None:
+        """Run joined requests: `rows` of each, and when it came. None if that failed: then each must run alone."""
+
+
+class Scheduler(QuickRuns, Protocol):
     """Decides when and with whom a request runs."""
 
     def submit(self, batch: Sequence[Pending]) -> None:

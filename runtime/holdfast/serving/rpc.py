@@ -134,6 +134,14 @@ class RpcTable:
         """The call at `path`; None if neither we nor the protocol know it (a front answers UNIMPLEMENTED)."""
         return self._calls.get(path) or (UnaryCall(_refusal("this call")) if path.startswith(SERVICE) else None)
 
+    def may_infer(self, context: CallContext) -> bool:
+        """Whether the caller may infer; if not, `decode_infer` says why."""
+        try:
+            self._control.check(caller_of(context), Action.INFER)
+        except HoldfastError:
+            return False
+        return True
+
     def decode_infer(self, data: bytes, context: CallContext) -> InferCall:
         """The request of a ModelInfer call, for a front that schedules by itself.
 
@@ -256,10 +264,15 @@ def caller_of(context: CallContext) -> Caller:
     return Caller(context.is_admin, context.is_local, context.spiffe_id, token)
 
 
+def is_traceparent(value: str) -> bool:
+    """Whether a value is a valid traceparent (W3C Trace Context 3.2)."""
+    return _TRACEPARENT.match(value) is not None
+
+
 def trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """What goes back with an answer so that its trace holds together: the request's own W3C traceparent, if valid."""
     traceparent = metadata.get(TRACEPARENT, "")
-    return ((TRACEPARENT, traceparent),) if _TRACEPARENT.match(traceparent) else ()
+    return ((TRACEPARENT, traceparent),) if is_traceparent(traceparent) else ()
 
 
 def _message(message: Message, value: Value) -> bytes:

@@ -20,7 +20,7 @@ import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from holdfast.clock import Clock
@@ -28,7 +28,7 @@ from holdfast.errors import AbandonedError, DeadlineError, HoldfastError, Stoppi
 from holdfast.inference.batching import run_together
 from holdfast.inference.pool import ModelPool, ServedModel, responses
 from holdfast.inference.session import RunStop
-from holdfast.inference.tensors import TensorRequest
+from holdfast.inference.tensors import Array, TensorRequest
 from holdfast.serving.admission import SchedulerOptions, entry_for, is_inline, why_full
 from holdfast.serving.line import Entry, Group, Line, is_late
 from holdfast.serving.protocols import Answer, BatchEvent, OnLeave, Pending, SchedulerObserver
@@ -61,6 +61,7 @@ class ModelScheduler:
     ) -> None:
         self._pool, self._clock, self._post = pool, clock, post
         self._options = options or SchedulerOptions()
+        self.inline_limit_s, self.turn_s = self._options.inline_limit_s, self._options.turn_s
         self._observer = observer
         self._shell = shell or ThreadShell(clock)
         self._alarm = self._shell.alarm(self._on_alarm)
@@ -88,6 +89,37 @@ class ModelScheduler:
                 for entry in quick:
                     self._enqueue(entry)
         self._turn()
+
+    def find_quick(self, name: str, version: str) -> ServedModel | None:
+        """A model whose rows may share a run, if nothing waits in front of it. On the loop's thread."""
+        if self._ready or self._is_turning or self._is_stopping or self._options.delay_s > 0:
+            return None
+        model = self._pool.find(name, version)
+        return model if model is not None and model.session.traits.mixing.is_allowed else None
+
+    def run_quick(
+        self,
+        model: ServedModel,
+        inputs: Mapping[str, Array],
+        wanted: tuple[str, ...],
+        rows: Sequence[int],
+        came_s: Sequence[float],
+    ) -> Mapping[str, Array] | None:
+        """Run requests that were joined and checked. On the loop's thread.
+
+        Returns: the outputs of all rows, padding included; None if the run failed, and each must be tried alone.
+        """
+        start_s = self._clock.monotonic_s()
+        try:
+            outputs = model.session.run_checked(inputs, wanted)
+        except (HoldfastError, MemoryError):
+            return None
+        if self._observer is not None:
+            count = len(rows)
+            queue_s = start_s * count - sum(came_s)
+            took_s = self._clock.monotonic_s() - start_s
+            self._observer.on_batch(BatchEvent(model.name, model.version, count, sum(rows), 0, queue_s, took_s))
+        return outputs
 
     def run(
         self,

@@ -221,7 +221,7 @@ class Server:
             http1=HttpLimits(max_body_bytes=options.max_message_bytes),
             memoise=options.memoise,
         )
-        calls = Calls(self._table, self._routes, self._service, options.rules.are_open)
+        calls = Calls(self._table, self._routes, self._service)
         self._native = NativeFront(calls, self._clock, bounds)
         self._native.start(listeners, self._schedule(self._native.tick.post))
 

@@ -63,7 +63,7 @@ class InferenceService:
         """
         if not self._slots.acquire(blocking=False):
             error = OverloadedError("too many requests at once; try again in a moment")
-            self._tell(TapEvent("", "", "", 0.0, error.code, None, None))
+            self._tell(TapEvent("", "", ("",), (0.0,), error.code, None, None))
             raise error
         try:
             return self._infer(decode, deadline_s, on_leave)
@@ -112,6 +112,10 @@ class InferenceService:
         """Tell the taps of a request that a front scheduled by itself; `answer` is None if our own code failed."""
         self._tell(_event(request, answer, latency_s))
 
+    def tell_event(self, event: TapEvent) -> None:
+        """Tell the taps of requests that a front answered together."""
+        self._tell(event)
+
     def _infer(
         self, decode: Callable[[], InferCall], deadline_s: float | None, on_leave: OnLeave | None
     ) -> tuple[InferCall, TensorResponse]:
@@ -147,6 +151,6 @@ def _event(request: TensorRequest | None, answer: TensorResponse | HoldfastError
     if request is not None:
         model, version, request_id, inputs = request.model, request.version, request.request_id, request.inputs
     if isinstance(answer, TensorResponse):
-        return TapEvent(model, answer.version, request_id, latency_s, OK, inputs, answer.outputs)
+        return TapEvent(model, answer.version, (request_id,), (latency_s,), OK, inputs, answer.outputs)
     outcome = INTERNAL_CODE if answer is None else answer.code
-    return TapEvent(model, version, request_id, latency_s, outcome, inputs, None)
+    return TapEvent(model, version, (request_id,), (latency_s,), outcome, inputs, None)

@@ -73,7 +73,7 @@ class Statistics:
         self._entries: dict[Key, _Entry] = {}
 
     def on_response(self, event: TapEvent) -> None:
-        """Count one answer."""
+        """Count answers."""
         key = (event.model, event.version)
         if event.outcome != OK:
             key = self._known(event.model, event.version)
@@ -81,13 +81,13 @@ class Statistics:
             entry = self._entries.get(key) or self._open(key)
             counts = entry.counts
             if event.outcome == OK:
-                counts.requests += 1
-                entry.waiting.append(event.latency_s)
+                counts.requests += len(event.latencies_s)
+                entry.waiting += event.latencies_s
                 if len(entry.waiting) >= MAX_WAITING:
                     entry.settle()
             else:
-                counts.errors[event.outcome] = counts.errors.get(event.outcome, 0) + 1
-                counts.failed_s += event.latency_s
+                counts.errors[event.outcome] = counts.errors.get(event.outcome, 0) + len(event.latencies_s)
+                counts.failed_s += sum(event.latencies_s)
 
     def on_batch(self, event: BatchEvent) -> None:
         """Count one run of a model."""

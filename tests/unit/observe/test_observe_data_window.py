@@ -36,7 +36,7 @@ class Event:
     outputs: Mapping[str, npt.NDArray[np.generic]] | None
     model: str = "digits"
     version: str = "1"
-    latency_s: float = 0.01
+    latencies_s: tuple[float, ...] = (0.01,)
     outcome: str = "ok"
 
 

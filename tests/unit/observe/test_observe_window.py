@@ -16,7 +16,7 @@ from holdfast.observe.window import MAX_MODELS, Resources, WindowMeter, own_reso
 class Event:
     model: str = "digits"
     version: str = "1"
-    latency_s: float = 0.01
+    latencies_s: tuple[float, ...] = (0.01,)
     outcome: str = "ok"
 
 
@@ -24,7 +24,7 @@ def test_a_window_counts_by_model_version_and_outcome() -> None:
     clock = FakeClock()
     meter = WindowMeter(clock, digest_of=lambda model, version: f"{model}-{version}", bytes_out=lambda: {"report": 5})
     start = clock.utc_ns()
-    for event in (Event(), Event(outcome="HF-REQUEST-003"), Event(version="2", latency_s=2.0)):
+    for event in (Event(), Event(outcome="HF-REQUEST-003"), Event(version="2", latencies_s=(2.0,))):
         meter.on_response(event)
     clock.advance(60)
 
@@ -89,7 +89,7 @@ def test_the_number_of_models_is_bounded() -> None:
 @pytest.mark.parametrize("latency_s", [math.nan, math.inf, -1.0])
 def test_a_latency_that_is_none_counts_the_answer_only(latency_s: float) -> None:
     meter = WindowMeter(FakeClock())
-    meter.on_response(Event(latency_s=latency_s))
+    meter.on_response(Event(latencies_s=(latency_s,)))
 
     (model,) = meter.close().models
 

@@ -89,7 +89,7 @@ def test_value_on_a_bound_belongs_to_it() -> None:
 
 def test_labels_are_escaped() -> None:
     statistics = Statistics(ModelPool(), SystemClock())
-    statistics.on_response(TapEvent('a"b\\c\nd', "1", "", 0.1, OK, None, None))
+    statistics.on_response(TapEvent('a"b\\c\nd', "1", ("",), (0.1,), OK, None, None))
 
     text = metrics.render(statistics.counts(), [], "0", is_ready=False, waiting={})
 
@@ -111,7 +111,7 @@ def test_unknown_names_open_no_entry() -> None:
 def test_entries_are_bounded() -> None:
     statistics = Statistics(ModelPool(), SystemClock())
     for number in range(MAX_ENTRIES + 10):
-        statistics.on_response(TapEvent("m", str(number), "", 0.1, OK, None, None))
+        statistics.on_response(TapEvent("m", str(number), ("",), (0.1,), OK, None, None))
 
     assert len(statistics.counts()) == MAX_ENTRIES
     assert ("m", "0") not in statistics.counts()
@@ -132,8 +132,8 @@ def test_error_without_a_version_counts_for_the_one_that_would_answer() -> None:
     pool = pool_of({"m": models.scale(1.0)})
     statistics = Statistics(pool, SystemClock())
 
-    statistics.on_response(TapEvent("m", "", "", 0.1, "HF-X", None, None))
-    statistics.on_response(TapEvent("m", "9", "", 0.1, "HF-X", None, None))
+    statistics.on_response(TapEvent("m", "", ("",), (0.1,), "HF-X", None, None))
+    statistics.on_response(TapEvent("m", "9", ("",), (0.1,), "HF-X", None, None))
 
     assert statistics.counts()["m", "1"].errors == {"HF-X": 1}
     assert statistics.counts()[NOWHERE].errors == {"HF-X": 1}
@@ -142,7 +142,7 @@ def test_error_without_a_version_counts_for_the_one_that_would_answer() -> None:
 def test_many_latencies_are_all_counted() -> None:
     statistics = Statistics(ModelPool(), SystemClock())
     for value in np.linspace(0.001, 1.0, 3_000).tolist():
-        statistics.on_response(TapEvent("m", "1", "", value, OK, None, None))
+        statistics.on_response(TapEvent("m", "1", ("",), (value,), OK, None, None))
 
     latency = statistics.counts()["m", "1"].latency
 

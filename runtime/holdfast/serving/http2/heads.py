@@ -4,8 +4,9 @@ Rules: pseudo-headers first, each once, none missing; lower-case names; nothing 
 of these is the stream's fault, never the connection's. What is remembered holds only while the header table stays, and
 only ever saves work: with `memoise` off the same heads come out. Heads are shared between requests: do not change one.
 
-Why a memory: clients repeat their fields as one run of table indexes, and vary deadline, trace and id as literals
-beside them. The run is looked up whole, the literals are read alone: 1 us instead of 6 for a gRPC call.
+Why a memory: clients repeat their fields, and vary deadline, trace and id as literals beside them. The shape of a block
+(where the varying values stand in it) is learned once; from then on the values are cut out of it and the rest compared
+with what it was: 0.8 us instead of 6 for a gRPC call with deadline and trace.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from holdfast.serving.http2 import huffman
 from holdfast.serving.http2.errors import ConnectionFault
-from holdfast.serving.http2.hpack import ENTRY_OVERHEAD_BYTES, Decoder, Field
+from holdfast.serving.http2.hpack import ENTRY_OVERHEAD_BYTES, STATIC_COUNT, Decoder, Field, HeaderListTooLarge
 from holdfast.serving.http2.limits import MAX_KNOWN_HEADS
 
 MAX_KNOWN_BLOCK_BYTES = 512  # of a block that is remembered: 64 of them are 32 KiB
@@ -25,18 +26,26 @@ VARYING = frozenset(
     ("baggage", "grpc-timeout", "grpc-trace-bin", "request-id", "traceparent", "tracestate", "x-request-id")
 )
 
-_RUN = re.compile(rb"[\x81-\xfe]*")  # RFC 7541 6.1: indexed fields, of one byte each
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+\Z")  # RFC 9113 8.2.1: no upper case
 _VALUE = re.compile(r"[^\0\r\n]*\Z")  # RFC 9113 8.2.1, but for its ends
 _PSEUDO = frozenset((":method", ":scheme", ":authority", ":path"))
 _OF_CONNECTION = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"))
 
 
-@dataclass(slots=True)  # not frozen: that costs 1 us in every call with a deadline or a trace
+_NAMES_CODED = {
+    bytes((flag | len(coded),)) + coded: name
+    for name in VARYING
+    for flag, coded in ((0x00, name.encode()), (0x80, huffman.encode(name.encode())))
+}
+_PLAIN_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")  # of these no value is bad
+
+
+@dataclass(slots=True)  # not frozen: `mark` is the holder's
 class RequestHead:
     """One request's fields. Header names are lower case; values of a repeated name are joined by a comma.
 
-    `defect` says why the head is malformed, or is empty. `size_bytes` counts as RFC 9113 6.5.2 does.
+    `defect` says why the head is malformed, or is empty. `size_bytes` counts as RFC 9113 6.5.2 does. `mark` is the
+    holder's, to note what it found out about the head; 0 at first.
     """
 
     method: str
@@ -47,13 +56,45 @@ class RequestHead:
     content_length: int | None
     size_bytes: int
     defect: str = ""
+    mark: int = 0
+
+    def with_more(self, more: Mapping[str, str]) -> RequestHead:
+        """This head with the fields that varied."""
+        size = self.size_bytes + sum(len(name) + len(value) + ENTRY_OVERHEAD_BYTES for name, value in more.items())
+        headers = {**self.headers, **more}
+        return RequestHead(
+            self.method, self.scheme, self.authority, self.path, headers, self.content_length, size, self.defect
+        )
 
 
-_NAMES_CODED = {
-    bytes((flag | len(coded),)) + coded: name
-    for name in VARYING
-    for flag, coded in ((0x00, name.encode()), (0x80, huffman.encode(name.encode())))
-}
+Varied = tuple[RequestHead, Mapping[str, str]]  # what a head shares with others, and the varying fields beside it
+_NONE: Mapping[str, str] = {}
+
+
+class _Shape:
+    """A block in which only values of varying fields change: where they stand, and what is around them."""
+
+    __slots__ = ("base", "fixed", "values")
+
+    def __init__(self, base: RequestHead, block: bytes, values: list[tuple[str, int, int]]) -> None:
+        self.base = base
+        self.values = tuple(values)
+        starts = [0, *(end for _, _, end in values)]
+        ends = [*(start for _, start, _ in values), len(block)]
+        self.fixed = tuple((block[start:end], start) for start, end in zip(starts, ends, strict=True) if start < end)
+
+    def read(self, block: bytes) -> Varied | None:
+        """The head of a block of the same length; None if it is not of this shape, or a value is unusual."""
+        for piece, at in self.fixed:
+            if not block.startswith(piece, at):
+                return None
+        more = {}
+        for name, start, end in self.values:
+            value = block[start:end].decode("latin-1")
+            if not _PLAIN_TEXT.match(value):
+                return None
+            more[name] = value
+        return self.base, more
 
 
 class HeadReader:
@@ -64,94 +105,135 @@ class HeadReader:
         self._max_list_bytes = max_list_bytes
         self._memoise = memoise
         self._version = decoder.version
-        self._known: dict[bytes, RequestHead] = {}
+        self._known: dict[bytes, Varied] = {}
+        self._bases: dict[bytes, RequestHead] = {}
+        self._shapes: dict[int, list[_Shape]] = {}
 
-    def read(self, block: bytes) -> RequestHead:
-        """The head of one request.
+    def read(self, block: bytes) -> Varied:
+        """The head of one request: what it shares with others, and what varied.
 
         Raises:
             ConnectionFault: the block cannot be decompressed.
             HeaderListTooLarge: more fields than allowed.
         """
-        if not self._memoise:
-            return head_of(self._decoder.decode(block))
+        found = self.recall(block)
+        if found is not None:
+            return found
+        shape = self._learn(block) if self._memoise else None
+        varied = None if shape is None else shape.read(block)
+        if varied is not None:
+            return varied
+        head = head_of(self._decoder.decode(block))
+        if self._memoise and self._version == self._decoder.version and len(block) <= MAX_KNOWN_BLOCK_BYTES:
+            if len(self._known) >= MAX_KNOWN_HEADS:
+                self._known.clear()
+            self._known[block] = (head, _NONE)
+        return head, _NONE
+
+    def recall(self, block: bytes) -> Varied | None:
+        """The head of a block like one that was read before; None if it must be read. Changes nothing."""
         if self._version != self._decoder.version:
             self._forget()
-        head = self._known.get(block) or self._varied(block)
-        if head is None:
-            head = head_of(self._decoder.decode(block))
-            if self._version == self._decoder.version:
-                self._remember(block, head)
-        return head
+            return None
+        known = self._known.get(block)
+        if known is not None:
+            return known
+        for shape in self._shapes.get(len(block), ()):
+            varied = shape.read(block)
+            if varied is not None:
+                return varied
+        return None
 
     def _forget(self) -> None:
         self._known.clear()
+        self._bases.clear()
+        self._shapes.clear()
         self._version = self._decoder.version
 
-    def _remember(self, block: bytes, head: RequestHead) -> None:
-        if len(block) <= MAX_KNOWN_BLOCK_BYTES:
-            if len(self._known) >= MAX_KNOWN_HEADS:
-                self._known.clear()
-            self._known[block] = head
+    def _learn(self, block: bytes) -> _Shape | None:
+        """The shape of a block that has varying fields with plain values, and changes no table; None for all others."""
+        if len(block) > MAX_KNOWN_BLOCK_BYTES:
+            return None
+        rest, values = _split(block)
+        base = self._base(rest) if values else None
+        if base is None or base.defect:
+            return None
+        names = [name for name, _, _ in values]
+        size = sum(len(name) + end - start + ENTRY_OVERHEAD_BYTES for name, start, end in values)
+        if (
+            len(set(names)) < len(names)
+            or not base.headers.keys().isdisjoint(names)
+            or base.size_bytes + size > self._max_list_bytes
+        ):
+            return None
+        if sum(map(len, self._shapes.values())) >= MAX_KNOWN_HEADS:
+            self._shapes.clear()
+        shape = _Shape(base, block, values)
+        self._shapes.setdefault(len(block), []).append(shape)
+        return shape
 
-    def _varied(self, block: bytes) -> RequestHead | None:
-        """The head of a block that is a run of indexes with literals of varying fields; None if it is not that."""
-        at = start = _RUN.match(block).end()  # type: ignore[union-attr]  # matches the empty string too
-        run, end = block[:at], len(block)
-        more: dict[str, str] = {}
-        size = 0
-        try:
-            while at < end:
-                if block[at] & 0xEF:  # RFC 7541 6.2.2, 6.2.3 with a new name: 0x00, 0x10
-                    return None
-                value_at = at + 2 + (block[at + 1] & 0x7F)
-                name = _NAMES_CODED.get(block[at + 1 : value_at])
-                length = block[value_at]
-                if name is None or name in more or length & 0x7F == 0x7F:
-                    return None
-                at = value_at + 1 + (length & 0x7F)
-                raw = block[value_at + 1 : at]
-                value = (huffman.decode(raw) if length & 0x80 else raw).decode("latin-1")
-                if at > end or _is_bad(value):
-                    return None
-                more[name] = value
-                size += len(name) + len(value) + ENTRY_OVERHEAD_BYTES
-                if at < end and block[at] & 0x80:
-                    run_end = _RUN.match(block, at).end()  # type: ignore[union-attr]  # as above
-                    if run_end == at:
-                        return None
-                    run += block[at:run_end]
-                    at = run_end
-        except (IndexError, huffman.HuffmanError):
-            return None  # the whole decoder says what is wrong with it
-        return self._joined(run, start, more, size)
-
-    def _joined(self, run: bytes, start: int, more: dict[str, str], size: int) -> RequestHead | None:
-        head = self._known.get(run)
-        if head is None:
-            if not run:
-                return None
+    def _base(self, rest: bytes) -> RequestHead | None:
+        """The head that a block without its varying fields makes; None if reading it would change the table."""
+        base = self._bases.get(rest)
+        if base is None:
             try:
-                head = head_of(self._decoder.decode(run))
-            except ConnectionFault:
-                return None
-            self._remember(run, head)
-        # the pseudo-headers are the first fields of a head without defect: the literals must come after all four
-        if head.defect or start < len(_PSEUDO) or head.size_bytes + size > self._max_list_bytes:
-            return None
-        if not more:
-            return head
-        if not more.keys().isdisjoint(head.headers):
-            return None
-        return RequestHead(
-            head.method,
-            head.scheme,
-            head.authority,
-            head.path,
-            {**head.headers, **more},
-            head.content_length,
-            head.size_bytes + size,
-        )
+                base = head_of(self._decoder.decode(rest))
+            except (ConnectionFault, HeaderListTooLarge):
+                return None  # the whole block says what is wrong with it
+            if len(self._bases) >= MAX_KNOWN_HEADS:
+                self._bases.clear()
+            self._bases[rest] = base
+        return base
+
+
+def _split(block: bytes) -> tuple[bytes, list[tuple[str, int, int]]]:
+    """A block without its varying fields, and (name, start, end) of each value of them.
+
+    No values if the block has anything but indexed fields of one byte and literals that enter no table, their names
+    spelt out or of the static table, all shorter than 127 octets; if a varying value is Huffman-coded; or if one comes
+    before four other fields, where pseudo-headers may stand.
+    """
+    at, end = 0, len(block)
+    rest: list[bytes] = []
+    values: list[tuple[str, int, int]] = []
+    while at < end:
+        first = block[at]
+        if first & 0x80:  # RFC 7541 6.1
+            if first in (0x80, 0xFF):
+                return b"", []
+            rest.append(block[at : at + 1])
+            at += 1
+            continue
+        if first & 0xE0:  # RFC 7541 6.2.1, 6.3: changes the table
+            return b"", []
+        start, name = at, b""
+        at += 1
+        if first & 0x0F == 0x0F:  # RFC 7541 5.1: an index of two bytes; none of our names is in the static table
+            at += 1
+            if at > end or block[at - 1] > STATIC_COUNT - 0x0F:
+                return b"", []
+        elif first & 0x0F == 0:
+            at, name = _string(block, at)
+        value_at = at + 1
+        at, _ = _string(block, at) if at else (0, b"")
+        if at == 0:
+            return b"", []
+        known = _NAMES_CODED.get(name)
+        if known is None:
+            rest.append(block[start:at])
+            continue
+        if len(rest) < len(_PSEUDO) or block[value_at - 1] & 0x80:
+            return b"", []
+        values.append((known, value_at, at))
+    return b"".join(rest), values
+
+
+def _string(block: bytes, at: int) -> tuple[int, bytes]:
+    """Where a string literal of less than 127 octets ends, and its octets with their length; (0, "") for others."""
+    if at >= len(block) or block[at] & 0x7F == 0x7F:
+        return 0, b""
+    end = at + 1 + (block[at] & 0x7F)
+    return (end, block[at:end]) if end <= len(block) else (0, b"")
 
 
 def head_of(fields: Iterable[Field]) -> RequestHead:

@@ -81,7 +81,6 @@ class Bucket:
         self._left -= cost
         return self._left >= 0
 
-    def give(self) -> None:
-        """Useful work earns one back."""
-        if self._left < self._rate.burst:
-            self._left += 1.0
+    def give(self, count: int) -> None:
+        """Useful work earns as many back."""
+        self._left = min(self._rate.burst, self._left + count)

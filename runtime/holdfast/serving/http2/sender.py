@@ -6,6 +6,7 @@ Rules: no octet of DATA beyond the peer's windows (RFC 9113 6.9); streams that w
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 
 from holdfast.serving.http2 import frames
@@ -20,6 +21,33 @@ from holdfast.serving.http2.stream import Stream
 
 BURST_BYTES = 1_048_576
 TABLE_OF_NOTHING = b"\x20"  # RFC 7541 6.3: a dynamic table size update to 0
+
+
+class AnswerForm:
+    """The header blocks around many answers, in frames made beforehand but for the stream and the sizes.
+
+    extra_bytes: octets that every answer adds to the trailer block.
+    """
+
+    __slots__ = ("_begin", "_begins", "_end", "_ends", "head", "trailers")
+
+    def __init__(self, head: bytes, trailers: bytes, extra_bytes: int = 0) -> None:
+        assert max(len(head), len(trailers) + extra_bytes) <= DEFAULT_FRAME_BYTES, "the blocks fit one frame each"
+        self.head = head
+        self.trailers = trailers
+        self._begins = frames.header(frames.HEADERS, frames.END_HEADERS, 0, len(head))[:5]
+        self._begin = struct.Struct(f">5sI{len(head)}sHBHI").pack  # the last four: a header of DATA without flags
+        flags = frames.END_HEADERS | frames.END_STREAM
+        self._ends = frames.header(frames.HEADERS, flags, 0, len(trailers) + extra_bytes)[:5]
+        self._end = struct.Struct(f">5sI{len(trailers)}s{extra_bytes}s").pack
+
+    def begin(self, stream_id: int, size: int) -> bytes:
+        """Everything before a body of `size` octets."""
+        return self._begin(self._begins, stream_id, self.head, size >> 8, size & 0xFF, frames.DATA, stream_id)
+
+    def end(self, stream_id: int, extra: bytes) -> bytes:
+        """Everything behind the body."""
+        return self._end(self._ends, stream_id, self.trailers, extra)
 
 
 class Sender:
@@ -38,30 +66,26 @@ class Sender:
         self.ended: list[Stream] = []  # said their last word in a queue's turn; the connection takes them off here
         self._waiting: dict[int, Stream] = {}
 
-    def answer(self, stream: Stream, head: bytes, prefix: bytes, body: bytes, trailers: bytes) -> bool:
-        """A whole answer: header block, DATA of prefix and body, trailer block. False if it has to wait."""
-        size = len(prefix) + len(body)
-        room = min(self.window, stream.send_window, self.max_frame_bytes)
-        if size > room or self.is_paused or stream.queue or self._owed or len(head) > DEFAULT_FRAME_BYTES:
-            self.headers(stream, head, end=False)
-            self.data(stream, prefix, end=False)
-            self.data(stream, body, end=False)
-            self.headers(stream, trailers, end=True)
+    def answer(self, stream: Stream, form: AnswerForm, parts: tuple[bytes, ...], size: int, extra: bytes) -> bool:
+        """A whole answer: header block, DATA of `size` octets, trailer block. False if it has to wait."""
+        if (
+            size > self.window
+            or size > stream.send_window
+            or size > self.max_frame_bytes
+            or self.is_paused
+            or stream.queue
+            or self._owed
+        ):
+            self.headers(stream, form.head, end=False)
+            for part in parts:
+                self.data(stream, part, end=False)
+            self.headers(stream, form.trailers + extra, end=True)
             return False
         self.window -= size
         self.update_credit += 2
         stream.local_ended = True
         stream_id = stream.id
-        header = frames.header
-        self.out += (
-            header(frames.HEADERS, frames.END_HEADERS, stream_id, len(head)),
-            head,
-            header(frames.DATA, 0, stream_id, size),
-            prefix,
-            body,
-            header(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream_id, len(trailers)),
-            trailers,
-        )
+        self.out += (form.begin(stream_id, size), *parts, form.end(stream_id, extra))
         return True
 
     def headers(self, stream: Stream, block: bytes, *, end: bool) -> None:

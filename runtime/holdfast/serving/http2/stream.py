@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 
-from holdfast.serving.http2.heads import RequestHead
+from holdfast.serving.http2.heads import RequestHead, Varied
 
 Queued = tuple[bytes | memoryview, bool, bool]  # a header block or data, whether it is a block, whether it is the last
 
@@ -21,30 +21,38 @@ class Kind(IntEnum):
 
 
 class Stream:
-    """A request and its answer. `owner` is the holder's, to find its own things again."""
+    """A request and its answer. `base` and `more`: its head, in what it shares with others, and what varied."""
 
     __slots__ = (
-        "head",
+        "_head",
+        "base",
         "id",
         "length_left",
         "local_ended",
-        "owner",
+        "more",
         "queue",
         "recv_window",
         "remote_ended",
         "send_window",
     )
 
-    def __init__(self, stream_id: int, head: RequestHead, recv_window: int, send_window: int) -> None:
+    def __init__(self, stream_id: int, varied: Varied, recv_window: int, send_window: int) -> None:
         self.id = stream_id
-        self.head = head
+        self.base, self.more = varied
+        self._head: RequestHead | None = None
         self.recv_window = recv_window
         self.send_window = send_window
         self.remote_ended = False
         self.local_ended = False
-        self.length_left = head.content_length
+        self.length_left = self.base.content_length
         self.queue: deque[Queued] | None = None
-        self.owner: object = None
+
+    @property
+    def head(self) -> RequestHead:
+        """The whole head. Made when it is first asked for: a call that is answered quickly does without."""
+        if self._head is None:
+            self._head = self.base.with_more(self.more) if self.more else self.base
+        return self._head
 
 
 Event = tuple[Kind, Stream, "bytes | memoryview"]

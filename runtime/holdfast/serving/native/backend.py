@@ -6,11 +6,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from holdfast.clock import Clock
-from holdfast.errors import OverloadedError
 from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.http2.limits import Http2Limits
-from holdfast.serving.native.budget import Budget
+from holdfast.serving.native.budget import Budget, Gate
 from holdfast.serving.native.codec import InferCodec
+from holdfast.serving.native.lane import Lane
 from holdfast.serving.native.tick import Tick
 from holdfast.serving.routes import Routes
 from holdfast.serving.rpc import RpcTable
@@ -46,33 +46,9 @@ class PeerFacts:
     spiffe_id: str = ""
 
 
-class Gate:
-    """Counts what is under way, against a bound. On the loop's thread."""
-
-    __slots__ = ("_what", "count", "limit")
-
-    def __init__(self, limit: int, what: str) -> None:
-        self.count = 0
-        self.limit = limit
-        self._what = what
-
-    def enter(self) -> None:
-        """One more.
-
-        Raises:
-            OverloadedError: it would be too many.
-        """
-        if self.count >= self.limit:
-            raise OverloadedError(f"too many {self._what} at once; try again in a moment")
-        self.count += 1
-
-    def leave(self) -> None:
-        self.count -= 1
-
-
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Handed to every connection. `codec` is None where each request must be asked for its rights."""
+    """Handed to every connection."""
 
     rpc: RpcTable
     routes: Routes
@@ -84,4 +60,5 @@ class Backend:
     options: NativeOptions
     in_flight: Gate
     long_calls: Gate
-    codec: InferCodec | None = None
+    codec: InferCodec
+    lane: Lane

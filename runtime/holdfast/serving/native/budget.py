@@ -1,4 +1,4 @@
-"""Memory for large messages, shared by all connections of a server: who wants more than a stream's window waits here.
+"""What all connections of a server share: places for requests, and memory for messages above a stream's window.
 
 Rules: first come, first served; what is reserved is given back exactly once; a reservation that could never be kept is
 cut to the whole. Why not larger windows instead: a window is a promise to every stream of every connection at once.
@@ -8,6 +8,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+
+from holdfast.errors import OverloadedError
+
+
+class Gate:
+    """Counts what is under way, against a bound. On the loop's thread."""
+
+    __slots__ = ("_what", "count", "limit")
+
+    def __init__(self, limit: int, what: str) -> None:
+        self.count = 0
+        self.limit = limit
+        self._what = what
+
+    def enter(self) -> None:
+        """One more.
+
+        Raises:
+            OverloadedError: it would be too many.
+        """
+        if self.count >= self.limit:
+            raise OverloadedError(f"too many {self._what} at once; try again in a moment")
+        self.count += 1
+
+    def leave(self) -> None:
+        self.count -= 1
 
 
 class Reservation:

@@ -1,13 +1,18 @@
-"""ModelInfer messages without a parser, where one is not needed: the head of a message that was read before.
+"""ModelInfer messages without a parser, where one is not needed: the layout of a message that was read before.
 
 Rules: a request is taken apart here only if it is written as every protobuf library writes it, with raw contents of
 plain numbers and no parameters; anything else goes to the whole decoder, and so does whatever looks wrong, so that
 there is one place that says what is wrong. Bytes in and out are the same with and without this; with `memoise` off it
-is not asked. What is remembered is how inputs are declared, never their values: the same bytes twice are run twice.
+is not asked. What is remembered is where things stand, never ids or values: the same bytes twice are run twice.
+
+Why layouts: clients send the same model, shape and lengths over and over. Comparing what must be equal and cutting out
+the id and the tensors costs 0.6 us; walking through the fields costs 3, and parsing them 10.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,9 +23,11 @@ from holdfast.errors import HoldfastError
 from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
 from holdfast.serving import oip_pb2
 from holdfast.serving.datatypes import DTYPE_OF, checked_shape, datatype_of
+from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
 from holdfast.serving.parameters import InferCall, OutputForm
 
-MAX_PLANS = 512  # declarations remembered: models x shapes x wanted outputs in use at once
+MAX_LAYOUTS = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once
+MAX_ALIKE = 8  # layouts of the same length that begin alike
 MAX_DECLARED_BYTES = 1_024  # of a declaration that is remembered
 MAX_HEAD_BYTES = 4_096  # of a large message that are looked at: name, id and declarations
 FAST_DATATYPES = frozenset(DTYPE_OF) - {"BYTES", "BOOL"}  # BYTES has lengths inside, BOOL bytes that may be wrong
@@ -32,10 +39,50 @@ _PLAIN = OutputForm()
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the declarations of a request say: (name, dtype, shape, elements, octets) of each input, and the outputs."""
+class InputKind:
+    """One input as its model declares it, and one row of it: all axes but the first, and its octets."""
 
-    inputs: tuple[tuple[str, np.dtype[np.generic], tuple[int, ...], int, int], ...]
+    name: str
+    dtype: np.dtype[np.generic]
+    row_shape: tuple[int, ...]
+    row_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class RequestKind:
+    """What requests that could share a run have in common. `is_plain`: until one is found that needs the whole way."""
+
+    model: str
+    version: str
+    inputs: tuple[InputKind, ...]
+    outputs: tuple[str, ...]
+    is_plain: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Layout:
+    """Where things stand in the messages of one length, counted from the prefix that gRPC puts before them.
+
+    rows: along the first axis of every input; 0 if they differ or there is none.
+    raws: (start, end) of each input's contents. between: what stands between one and the next, by its place.
+    """
+
+    kind: RequestKind
+    shapes: tuple[tuple[int, ...], ...]
+    rows: int
+    start: bytes
+    id_start: int
+    id_end: int
+    middle: bytes
+    raws: tuple[tuple[int, int], ...]
+    between: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the declarations of a request say: (name, dtype, shape, octets) of each input, and the outputs."""
+
+    inputs: tuple[tuple[str, np.dtype[np.generic], tuple[int, ...], int], ...]
     outputs: tuple[str, ...]
 
 
@@ -43,32 +90,64 @@ class InferCodec:
     """Decodes requests and encodes answers of ModelInfer. On one thread."""
 
     def __init__(self) -> None:
-        self._plans: dict[bytes, _Plan | None] = {}
+        self._layouts: dict[tuple[int, bytes], list[Layout]] = {}
+        self._count = 0
+        self._strange: set[bytes] = set()  # declarations that only the whole decoder reads
+        self._kinds: dict[object, RequestKind] = {}
         self._heads: dict[tuple[str, str], bytes] = {}
         self._declared: dict[tuple[str, np.dtype[np.generic], tuple[int, ...]], bytes] = {}
 
-    def decode(self, data: bytes | memoryview) -> InferCall | None:
-        """The request of a ModelInferRequest; None if the whole decoder must look at it."""
-        head = data if type(data) is bytes else bytes(data[:MAX_HEAD_BYTES])
+    def match(self, data: bytes, size: int) -> tuple[Layout, str] | None:
+        """The layout of a framed message, and its id; None if the whole decoder must look at it.
+
+        Args:
+            data: the whole message with its prefix, or the first `MAX_HEAD_BYTES` of it.
+            size: octets of the whole.
+        """
+        if size < 10:
+            return None
+        key = (size, data[: data[6] + 9])  # prefix, model name, and the tag and length of what follows
         try:
-            return self._decode(head, data)
+            for layout in self._layouts.get(key, ()):
+                id_end = layout.id_end
+                if (
+                    data.startswith(layout.start)
+                    and data.startswith(layout.middle, id_end)
+                    and (not layout.between or _holds(layout, data))
+                ):
+                    return layout, data[layout.id_start : id_end].decode()
+            learned = self._learn(key, data)
+            return None if learned is None else (learned, data[learned.id_start : learned.id_end].decode())
         except (IndexError, UnicodeDecodeError, ValueError):
             return None
+
+    def decode(self, data: bytes | bytearray | memoryview) -> InferCall | None:
+        """The request of a framed ModelInferRequest; None if the whole decoder must look at it."""
+        head = data if type(data) is bytes else bytes(data[:MAX_HEAD_BYTES])
+        found = self.match(head, len(data))
+        if found is None:
+            return None
+        layout, request_id = found
+        kind = layout.kind
+        if len(head) < len(data) and any(data[at : at + len(piece)] != piece for at, piece in layout.between):
+            return None
+        inputs = {
+            each.name: np.frombuffer(data, each.dtype, (end - start) // each.dtype.itemsize, start).reshape(shape)
+            for each, shape, (start, end) in zip(kind.inputs, layout.shapes, layout.raws, strict=True)
+        }
+        return InferCall(TensorRequest(kind.model, kind.version, request_id, inputs, kind.outputs), _PLAIN)
 
     def encode(self, form: OutputForm, response: TensorResponse) -> bytes | None:
         """The bytes of a ModelInferResponse with raw contents; None if the whole encoder must make them."""
         if form.classes_of or form.region_of:
             return None
-        head = self._heads.get((response.model, response.version))
-        if head is None:
-            head = self._learn_head(response.model, response.version)
-        parts = [head]
+        parts = [self._head(response.model, response.version)]
         if response.request_id:
             request_id = response.request_id.encode()
             parts.append(b"\x1a" + _varint(len(request_id)) + request_id)
         raws: list[bytes] = []
         for name, array in response.outputs.items():
-            declared = self._declared.get((name, array.dtype, array.shape)) or self._learn_output(name, array)
+            declared = self._declaration(name, array)
             if not declared:
                 return None
             raw = array.tobytes()
@@ -77,57 +156,104 @@ class InferCodec:
             raws.append(raw)
         return b"".join(parts + raws)
 
-    def _decode(self, head: bytes, data: bytes | memoryview) -> InferCall | None:
-        if head[0] != _NAME or head[1] > 0x7F:
+    def answer_parts(
+        self, model: str, version: str, outputs: Mapping[str, Array], id_bytes: int
+    ) -> tuple[int, tuple[bytes, ...]] | None:
+        """What stands around an answer with these outputs and an id of this length, prefix included.
+
+        Returns: octets of the whole framed message; the part before the id, and the one before each output's contents.
+            None if the whole encoder must make it.
+        """
+        declared = [self._declaration(name, array) for name, array in outputs.items()]
+        if not declared or not all(declared):
             return None
-        at = 2 + head[1]
-        model = head[2:at].decode()
-        version = request_id = ""
-        if head[at] == _VERSION:
-            start, at = at + 2, at + 2 + head[at + 1]
-            if head[start - 1] > 0x7F:
-                return None
-            version = head[start:at].decode()
-        if head[at] == _ID:
-            start, at = at + 2, at + 2 + head[at + 1]
-            if head[start - 1] > 0x7F:
-                return None
-            request_id = head[start:at].decode()
-        start = at
-        while (tag := head[at]) == _INPUT or tag == _OUTPUT:
-            size = head[at + 1]
-            if size > 0x7F:
-                if head[at + 2] > 0x7F:
-                    return None
-                at += 3 + (size & 0x7F | head[at + 2] << 7)
-            else:
-                at += 2 + size
-        declared = head[start:at]
-        plan = self._plans.get(declared)
-        if plan is None and declared not in self._plans:
-            plan = self._learn(declared)
+        sizes = [array.nbytes for array in outputs.values()]
+        tags = [b"\x32" + _varint(size) for size in sizes]
+        head = self._head(model, version)
+        id_tag = b"\x1a" + _varint(id_bytes) if id_bytes else b""
+        size = len(head) + len(id_tag) + id_bytes + sum(map(len, declared)) + sum(map(len, tags)) + sum(sizes)
+        first = b"".join((framed_prefix(size), head, id_tag))
+        return PREFIX_BYTES + size, (first, b"".join(declared) + tags[0], *tags[1:])
+
+    def _head(self, model: str, version: str) -> bytes:
+        return self._heads.get((model, version)) or self._learn_head(model, version)
+
+    def _declaration(self, name: str, array: Array) -> bytes:
+        return self._declared.get((name, array.dtype, array.shape)) or self._learn_output(name, array)
+
+    def _learn(self, key: tuple[int, bytes], head: bytes) -> Layout | None:
+        """Note the layout of a message that looks plain; None if it is not."""
+        places = _walk(head)
+        if places is None or places.end - places.declared > MAX_DECLARED_BYTES:
+            return None
+        plan = self._plan(head[places.declared : places.end])
         if plan is None:
             return None
-        inputs = _contents(plan, head, data, at)
-        if inputs is None:
-            return None
-        return InferCall(TensorRequest(model, version, request_id, inputs, plan.outputs), _PLAIN)
+        if self._count >= MAX_LAYOUTS:
+            self._layouts.clear()
+            self._kinds.clear()
+            self._count = 0
+        layout = self._layout(key[0], head, places, plan)
+        alike = self._layouts.setdefault(key, [])
+        if layout is None or len(alike) >= MAX_ALIKE:
+            return layout
+        alike.append(layout)
+        self._count += 1
+        return layout
 
-    def _learn(self, declared: bytes) -> _Plan | None:
+    def _plan(self, declared: bytes) -> _Plan | None:
         plan = None
-        if len(declared) <= MAX_DECLARED_BYTES:
-            try:
+        if declared not in self._strange:
+            with contextlib.suppress(DecodeError, HoldfastError):  # the whole decoder says why
                 plan = _plan(oip_pb2.ModelInferRequest.FromString(declared))
-            except (DecodeError, HoldfastError):
-                plan = None  # the whole decoder says why
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            self._plans[declared] = plan
+            if plan is None:
+                if len(self._strange) >= MAX_LAYOUTS:
+                    self._strange.clear()
+                self._strange.add(declared)
         return plan
+
+    def _layout(self, size: int, head: bytes, places: _Places, plan: _Plan) -> Layout | None:
+        """Where the contents must stand; None if they do not, as far as `head` shows it."""
+        raws: list[tuple[int, int]] = []
+        between: list[tuple[int, bytes]] = []
+        at = places.end
+        for _, _, _, octets in plan.inputs:
+            tag = b"\x3a" + _varint(octets)
+            between.append((at, tag))
+            at += len(tag) + octets
+            raws.append((at - octets, at))
+        middle = head[places.id_end : places.end] + between[0][1]
+        framed = int.from_bytes(head[1:PREFIX_BYTES], "big") == size - PREFIX_BYTES
+        if not framed or at != size or not head.startswith(middle, places.id_end):
+            return None
+        if any(head[at : at + len(tag)] != tag for at, tag in between[1:] if at + len(tag) <= len(head)):
+            return None
+        shapes = tuple(shape for _, _, shape, _ in plan.inputs)
+        rows = {shape[0] if shape else 0 for shape in shapes}
+        return Layout(
+            self._kind(places, plan),
+            shapes,
+            rows.pop() if len(rows) == 1 else 0,
+            head[: places.id_start],
+            places.id_start,
+            places.id_end,
+            middle,
+            tuple(raws),
+            tuple(between[1:]),
+        )
+
+    def _kind(self, places: _Places, plan: _Plan) -> RequestKind:
+        inputs = []
+        for name, dtype, shape, _ in plan.inputs:
+            row_shape = shape[1:]
+            inputs.append(InputKind(name, dtype, row_shape, math.prod(row_shape) * dtype.itemsize))
+        kind = RequestKind(places.model, places.version, tuple(inputs), plan.outputs)
+        kind.is_plain = all(each.row_bytes for each in inputs)
+        return self._kinds.setdefault((kind.model, kind.version, kind.inputs, kind.outputs), kind)
 
     def _learn_head(self, model: str, version: str) -> bytes:
         head = oip_pb2.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
-        if len(self._heads) >= MAX_PLANS:
+        if len(self._heads) >= MAX_LAYOUTS:
             self._heads.clear()
         self._heads[(model, version)] = head
         return head
@@ -140,7 +266,7 @@ class InferCodec:
         message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
         declared = message.SerializeToString()
         if len(declared) <= MAX_DECLARED_BYTES:
-            if len(self._declared) >= MAX_PLANS:
+            if len(self._declared) >= MAX_LAYOUTS:
                 self._declared.clear()
             self._declared[(name, array.dtype, array.shape)] = declared
         return declared
@@ -153,34 +279,57 @@ def _plan(message: oip_pb2.ModelInferRequest) -> _Plan | None:
             return None
         shape = checked_shape(tensor.name, tensor.shape)
         dtype = np.dtype(DTYPE_OF[tensor.datatype])
-        count = int(np.prod(shape, dtype=np.int64))
-        inputs.append((tensor.name, dtype, shape, count, count * dtype.itemsize))
+        inputs.append((tensor.name, dtype, shape, math.prod(shape) * dtype.itemsize))
     names = {name for name, *_ in inputs}
     if not inputs or len(names) != len(inputs) or any(output.parameters for output in message.outputs):
         return None
     return _Plan(tuple(inputs), tuple(output.name for output in message.outputs))
 
 
-def _contents(plan: _Plan, head: bytes, data: bytes | memoryview, at: int) -> Mapping[str, Array] | None:
-    """The inputs from the raw contents at `at`; None if they are not exactly what was declared."""
-    inputs: dict[str, Array] = {}
-    for name, dtype, shape, count, size in plan.inputs:
-        if head is not data:
-            head, data, at = bytes(data[at : at + 8]), data[at:], 0
-        if head[at] != _RAW:
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Name and version of a framed request, and where its id, its declarations and their end stand."""
+
+    model: str
+    version: str
+    id_start: int
+    id_end: int
+    declared: int
+    end: int
+
+
+def _holds(layout: Layout, data: bytes) -> bool:
+    """Whether what must stand between contents does, as far as `data` goes."""
+    return all(data.startswith(piece, at) for at, piece in layout.between if at + len(piece) <= len(data))
+
+
+def _walk(head: bytes) -> _Places | None:
+    """Name, version, id and declarations, in the order of their numbers; None if there is anything else."""
+    at = PREFIX_BYTES
+    if head[0] or head[at] != _NAME or head[at + 1] > 0x7F:
+        return None
+    start, at = at + 2, at + 2 + head[at + 1]
+    model, version = head[start:at].decode(), ""
+    if head[at] == _VERSION:
+        start, at = at + 2, at + 2 + head[at + 1]
+        if head[start - 1] > 0x7F:
             return None
-        at += 1
-        length = shift = 0
-        while (byte := head[at]) > 0x7F:
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            at += 1
-        at += 1
-        if length | byte << shift != size or at + size > len(data):
+        version = head[start:at].decode()
+    id_start = id_end = at
+    if head[at] == _ID:
+        id_start, id_end = at + 2, at + 2 + head[at + 1]
+        if head[id_start - 1] > 0x7F:
             return None
-        inputs[name] = np.frombuffer(data, dtype, count, at).reshape(shape)
-        at += size
-    return inputs if at == len(data) else None
+    at = declared = id_end
+    while (tag := head[at]) == _INPUT or tag == _OUTPUT:
+        size = head[at + 1]
+        if size > 0x7F:
+            if head[at + 2] > 0x7F:
+                return None
+            at += 3 + (size & 0x7F | head[at + 2] << 7)
+        else:
+            at += 2 + size
+    return _Places(model, version, id_start, id_end, declared, at)
 
 
 def _varint(value: int) -> bytes:

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from holdfast.clock import Clock
-from holdfast.serving.native.backend import Backend, Gate, NativeOptions, PeerFacts
-from holdfast.serving.native.budget import Budget
+from holdfast.serving.native.backend import Backend, NativeOptions, PeerFacts
+from holdfast.serving.native.budget import Budget, Gate
 from holdfast.serving.native.codec import InferCodec
 from holdfast.serving.native.connection import NativeConnection
+from holdfast.serving.native.lane import Lane
 from holdfast.serving.native.tick import Tick
 from holdfast.serving.native.tls import ServerTls
 from holdfast.serving.protocols import Scheduler
@@ -48,12 +49,11 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What is served. `are_open`: nobody need be asked for the right to infer."""
+    """What is served."""
 
     rpc: RpcTable
     routes: Routes
     service: InferenceService
-    are_open: bool
 
 
 class NativeFront:
@@ -63,7 +63,9 @@ class NativeFront:
         self._clock = clock
         self._options = options
         self._loop = asyncio.new_event_loop()
-        self.tick = Tick(self._loop)
+        codec, in_flight = InferCodec(), Gate(options.max_in_flight, "requests")
+        lane = Lane(codec, calls.service, clock, options.max_in_flight)
+        self.tick = Tick(self._loop, lane, in_flight)
         self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="calls")
         self._backend = Backend(
             calls.rpc,
@@ -74,9 +76,10 @@ class NativeFront:
             Budget(options.large_bytes),
             self._executor,
             options,
-            Gate(options.max_in_flight, "requests"),
+            in_flight,
             Gate(options.max_long_calls, "streams"),
-            InferCodec() if options.memoise and calls.are_open else None,
+            codec,
+            lane,
         )
         self._thread = threading.Thread(target=self._run, name="native", daemon=True)
         self._listeners: dict[socket.socket, Listener] = {}

@@ -12,7 +12,15 @@ from typing import Protocol
 from holdfast.errors import OverloadedError
 from holdfast.inference.tensors import TensorResponse
 from holdfast.serving import grpc_wire
-from holdfast.serving.grpc_wire import GrpcFault, framed_prefix, is_grpc, status_trailers, timeout_s, unary_message
+from holdfast.serving.grpc_wire import (
+    PREFIX_BYTES,
+    GrpcFault,
+    framed_prefix,
+    is_grpc,
+    status_trailers,
+    timeout_s,
+    unary_message,
+)
 from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.errors import ErrorCode
@@ -22,15 +30,15 @@ from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
+from holdfast.serving.native.lane import PLAIN, TRACED
 from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.routes import HttpResponse
-from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, trace_context
+from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, is_traceparent
 from holdfast.serving.status import status_of
 
-_TRACE_CHARS = 55  # W3C Trace Context 3.2: every valid traceparent of version 00
-_TRACE_PREFIX = encode(((TRACEPARENT, "0" * _TRACE_CHARS),))[:-_TRACE_CHARS]
+UNMARKED, PLAIN_INFER, OTHER = 0, 1, 2  # what a head asks for: whether its call may go by the lane
 CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 
 
@@ -51,19 +59,27 @@ class Http2Peer:
         self._backend = backend
         self._link = link
         self._facts = facts
-        self._machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
+        self.machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
         self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
         self._headed: set[int] = set()  # streams of long calls whose head was sent
-        self._seen_s = self._sent_s = self._framed_s = now_s
+        self.seen_s = self._sent_s = self._framed_s = now_s
         self._is_draining = self._has_eof = False
 
     def receive(self, data: bytes) -> None:
         """Bytes from the peer."""
-        now_s = self._seen_s = self._backend.clock.monotonic_s()
-        machine = self._machine
+        backend, machine, whole = self._backend, self.machine, Kind.WHOLE
+        now_s = self.seen_s = backend.clock.monotonic_s()
+        calls = backend.lane.calls if machine.unsent_bytes <= backend.options.http2.max_unsent_bytes else None
+        max_bytes = backend.options.max_message_bytes + PREFIX_BYTES
         for kind, stream, piece in machine.receive(data, now_s):
-            if kind is Kind.WHOLE and stream.head.path == MODEL_INFER and self._is_plain_call(stream):
-                self._infer(stream, piece)
+            if (
+                kind is whole
+                and calls is not None
+                and (stream.base.mark or self._mark(stream)) == PLAIN_INFER
+                and type(piece) is bytes
+                and len(piece) <= max_bytes
+            ):
+                calls.append((self, stream, piece))
             else:
                 self._on_event(kind, stream, piece)
         if not machine.is_mid_frame:
@@ -74,26 +90,26 @@ class Http2Peer:
 
     def flush(self) -> None:
         """Write what is to be sent."""
-        machine = self._machine
+        machine = self.machine
         while data := machine.take():
             self._link.write(data)
-            self._sent_s = self._seen_s
+            self._sent_s = self.seen_s
         if machine.is_ended or ((machine.is_drained or self._has_eof) and not machine.streams):
             self._link.close()
 
     def pause(self) -> None:
-        self._machine.pause()
+        self.machine.pause()
 
     def resume(self) -> None:
-        self._machine.resume()
+        self.machine.resume()
         self._backend.tick.touch(self)
 
     def drain(self) -> None:
         """Take no more requests once the peer knows; close after the last answer."""
         self._is_draining = True
-        self._machine.drain()
+        self.machine.drain()
         for stream_id in self._headed.copy():  # watches have no last answer of their own
-            stream = self._machine.streams.get(stream_id)
+            stream = self.machine.streams.get(stream_id)
             owner = self._owners.get(stream_id)
             if stream is not None and isinstance(owner, WatchExchange):
                 self._drop(stream)
@@ -103,12 +119,12 @@ class Http2Peer:
     def eof(self) -> bool:
         """The peer sends no more. Whether it still waits for answers; what it did not send whole gets none."""
         self._has_eof = True
-        for stream in list(self._machine.streams.values()):
+        for stream in list(self.machine.streams.values()):
             if not stream.remote_ended:
                 self._drop(stream)
-                self._machine.reset(stream, ErrorCode.CANCEL)
+                self.machine.reset(stream, ErrorCode.CANCEL)
         self._backend.tick.touch(self)
-        return bool(self._machine.streams)
+        return bool(self.machine.streams)
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -118,22 +134,20 @@ class Http2Peer:
 
     def is_overdue(self, now_s: float) -> bool:
         """Whether the peer took too long for anything; the connection is then closed."""
-        options, machine = self._backend.options, self._machine
+        options, machine = self._backend.options, self.machine
         if machine.is_mid_frame and now_s - self._framed_s > options.frame_timeout_s:
             return True
         if machine.unsent_bytes and now_s - self._sent_s > options.stalled_timeout_s:
             return True
         for stream_id, owner in list(self._owners.items()):
             if owner.begun_s is not None and now_s - owner.begun_s > options.body_timeout_s:
-                self._fail(
-                    machine.streams.get(stream_id), GrpcFault("DEADLINE_EXCEEDED", "the request came too slowly")
-                )
+                self.fail(machine.streams.get(stream_id), GrpcFault("DEADLINE_EXCEEDED", "the request came too slowly"))
         if machine.streams:
             return False
         if self._is_draining:
             machine.close_for_new()  # the peer had a whole sweep to answer
             self._backend.tick.touch(self)
-        elif now_s - self._seen_s > options.idle_timeout_s:
+        elif now_s - self.seen_s > options.idle_timeout_s:
             self.drain()
         return False
 
@@ -160,15 +174,15 @@ class Http2Peer:
                 else:
                     self._drop(stream)
         except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
-            self._fail(stream, error)
+            self.fail(stream, error)
 
     def _begin(self, stream: Stream) -> Owner | None:
-        options, now_s = self._backend.options, self._seen_s
-        if self._machine.unsent_bytes > options.http2.max_unsent_bytes:
+        options, now_s = self._backend.options, self.seen_s
+        if self.machine.unsent_bytes > options.http2.max_unsent_bytes:
             raise OverloadedError("answers to this connection are not taken; read them first")
         if not is_grpc(stream.head.headers.get("content-type")):
             owner: Owner = Gather(
-                self._machine, stream, self._backend.budget, options.max_message_bytes,
+                self.machine, stream, self._backend.budget, options.max_message_bytes,
                 lambda body: self._http(stream, bytes(body)), is_grpc=False, now_s=now_s,
             )  # fmt: skip
         else:
@@ -184,19 +198,19 @@ class Http2Peer:
             raise GrpcFault("UNIMPLEMENTED", "Method not found!")
         context = context_of(self._facts, stream.head.headers, self._deadline_s(stream.head.headers))
         if isinstance(call, StreamCall):
-            return StreamExchange(self._backend, self, self._machine, stream, call, context)
+            return StreamExchange(self._backend, self, self.machine, stream, call, context)
         if not isinstance(call, UnaryCall):
-            return WatchExchange(self._backend, self, self._machine, stream, call, context)
+            return WatchExchange(self._backend, self, self.machine, stream, call, context)
 
         def finish(body: bytes | bytearray) -> None:
             if stream.head.path == MODEL_INFER:
-                self._infer(stream, body)
+                self.infer(stream, body)
             else:
                 self._unary(stream, call, body)
 
         return Gather(
-            self._machine, stream, self._backend.budget, self._backend.options.max_message_bytes, finish,
-            is_grpc=True, now_s=self._seen_s,
+            self.machine, stream, self._backend.budget, self._backend.options.max_message_bytes, finish,
+            is_grpc=True, now_s=self.seen_s,
         )  # fmt: skip
 
     def _end(self, stream: Stream, owner: Owner) -> None:
@@ -212,46 +226,55 @@ class Http2Peer:
 
     # gRPC.
 
-    def _is_plain_call(self, stream: Stream) -> bool:
-        unsent = self._machine.unsent_bytes
-        return (
-            stream.head.headers.get("content-type") == grpc_wire.CONTENT_TYPE
-            and stream.head.method == "POST"
-            and unsent <= self._backend.options.http2.max_unsent_bytes
+    def _mark(self, stream: Stream) -> int:
+        """Note of a head, once, whether calls with it are plain ones that this caller may make."""
+        backend, base = self._backend, stream.base
+        headers = base.headers
+        is_plain = (
+            backend.options.memoise
+            and base.path == MODEL_INFER
+            and base.method == "POST"
+            and headers.get("content-type") == grpc_wire.CONTENT_TYPE
+            and headers.get("grpc-encoding", "identity") == "identity"
+            and backend.rpc.may_infer(context_of(self._facts, headers))
         )
+        base.mark = PLAIN_INFER if is_plain else OTHER
+        return base.mark
 
-    def _infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
+    def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
+        """A ModelInfer call through decoder, queue, run and encoder."""
         backend, headers = self._backend, stream.head.headers
 
         def decode() -> InferCall:
-            message = unary_message(body, headers.get("grpc-encoding"), backend.options.max_message_bytes)
-            if backend.codec is not None:
-                call = backend.codec.decode(message)
+            max_bytes = backend.options.max_message_bytes
+            if (stream.base.mark or self._mark(stream)) == PLAIN_INFER and len(body) <= max_bytes + PREFIX_BYTES:
+                call = backend.codec.decode(body)
                 if call is not None:
                     return call
+            message = unary_message(body, headers.get("grpc-encoding"), max_bytes)
             return backend.rpc.decode_infer(bytes(message), context_of(self._facts, headers, deadline_s))
 
         def answered(call: InferCall, response: TensorResponse) -> None:
             self._answer_infer(stream, call, response)
 
         def refused(error: BaseException) -> None:
-            self._fail(stream, error)
+            self.fail(stream, error)
 
         try:
             deadline_s = self._deadline_s(headers)
         except GrpcFault as fault:
-            self._fail(stream, fault)
+            self.fail(stream, fault)
             return
         Inference(backend, answered, refused).start(decode, deadline_s)
 
     def _answer_infer(self, stream: Stream, call: InferCall, response: TensorResponse) -> None:
         backend = self._backend
         try:
-            message = None if backend.codec is None else backend.codec.encode(call.form, response)
+            message = backend.codec.encode(call.form, response) if backend.options.memoise else None
             if message is None:
                 message = backend.rpc.encode_infer(call, response)
         except Exception as error:  # noqa: BLE001  # the rpc edge
-            self._fail(stream, error)
+            self.fail(stream, error)
             return
         self._answer(stream, message)
 
@@ -268,45 +291,45 @@ class Http2Peer:
                 answer = call.answer(message, context)
             except Exception as error:  # noqa: BLE001  # the rpc edge, on the loop's thread
                 fault = error
-                self._backend.tick.post(lambda: self._fail(stream, fault))
+                self._backend.tick.post(lambda: self.fail(stream, fault))
             else:
                 self._backend.tick.post(lambda: self._answer(stream, answer))
 
         self._backend.executor.submit(elsewhere)
 
     def _answer(self, stream: Stream, message: bytes) -> None:
-        headers = stream.head.headers
-        trailers = grpc_wire.OK_TRAILERS
-        if TRACEPARENT in headers:
-            for _, value in trace_context(headers):  # one, of 55 characters, or none
-                trailers += _TRACE_PREFIX + value.encode()
-        self._machine.answer(stream, grpc_wire.HEAD, framed_prefix(len(message)), message, trailers)
+        parts, size = (framed_prefix(len(message)), message), PREFIX_BYTES + len(message)
+        trace = stream.head.headers.get(TRACEPARENT, "")
+        if is_traceparent(trace):
+            self.machine.answer(stream, TRACED, parts, size, trace.encode())
+        else:
+            self.machine.answer(stream, PLAIN, parts, size)
         self._backend.tick.touch(self)
 
     def send_message(self, stream: Stream, message: bytes) -> None:
         """One message of a long call."""
         if stream.id not in self._headed:
             self._headed.add(stream.id)
-            self._machine.send_headers(stream, grpc_wire.HEAD, end=False)
-        self._machine.send_data(stream, framed_prefix(len(message)) + message)
+            self.machine.send_headers(stream, grpc_wire.HEAD, end=False)
+        self.machine.send_data(stream, framed_prefix(len(message)) + message)
         self._backend.tick.touch(self)
 
     def close_call(self, stream: Stream, error: BaseException | None) -> None:
         """The status that ends a long call."""
         self._owners.pop(stream.id, None)
         if error is not None:
-            self._fail(stream, error)
+            self.fail(stream, error)
             return
         alone = stream.id not in self._headed
         self._headed.discard(stream.id)
-        self._machine.send_headers(stream, status_trailers("OK", "", {}, alone=alone), end=True)
+        self.machine.send_headers(stream, status_trailers("OK", "", {}, alone=alone), end=True)
         self._backend.tick.touch(self)
 
     def _deadline_s(self, headers: Mapping[str, str]) -> float | None:
         text = headers.get("grpc-timeout")
-        return None if text is None else self._seen_s + timeout_s(text)
+        return None if text is None else self.seen_s + timeout_s(text)
 
-    def _fail(self, stream: Stream | None, error: BaseException) -> None:
+    def fail(self, stream: Stream | None, error: BaseException) -> None:
         """Answer a stream with what went wrong."""
         if stream is None:
             return
@@ -321,7 +344,7 @@ class Http2Peer:
         else:
             status = status_of(error)
             trailers = status_trailers(status.grpc, status.text, {CODE_KEY: status.code}, alone=not headed)
-        self._machine.send_headers(stream, trailers, end=True)
+        self.machine.send_headers(stream, trailers, end=True)
 
     # HTTP over HTTP/2.
 
@@ -339,9 +362,9 @@ class Http2Peer:
             fields.append(("content-type", response.content_type))
         fields += [(name.lower(), value) for name, value in response.headers.items()]
         is_head = stream.head.method == "HEAD" or not response.body
-        self._machine.send_headers(stream, encode(fields), end=is_head)
+        self.machine.send_headers(stream, encode(fields), end=is_head)
         if not is_head:
-            self._machine.send_data(stream, response.body, end=True)
+            self.machine.send_data(stream, response.body, end=True)
         self._backend.tick.touch(self)
 
 

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from holdfast.serving.native.budget import Gate
+from holdfast.serving.native.lane import Lane
 from holdfast.serving.protocols import Pending, Scheduler
 
 
@@ -22,8 +24,10 @@ class Flushable(Protocol):
 class Tick:
     """Collects requests and touched connections; one callback of the loop handles them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, lane: Lane, in_flight: Gate) -> None:
         self._loop = loop
+        self._lane = lane
+        self._in_flight = in_flight
         self._scheduler: Scheduler | None = None
         self._pending: list[Pending] = []
         self._touched: dict[Flushable, None] = {}
@@ -32,6 +36,7 @@ class Tick:
     def serve_with(self, scheduler: Scheduler) -> None:
         """The scheduler comes after us, because it wants `post`."""
         self._scheduler = scheduler
+        self._lane.serve_with(scheduler)
 
     def add(self, pending: Pending) -> None:
         """A request for the scheduler."""
@@ -59,6 +64,8 @@ class Tick:
 
     def _run(self) -> None:
         try:
+            if self._lane.calls:
+                self._lane.run(self._in_flight.count)
             batch, self._pending = self._pending, []
             if batch:
                 assert self._scheduler is not None
