@@ -10,7 +10,7 @@ import hashlib
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -158,11 +158,11 @@ class Device:
 class RoundLab:
     """State folder, database, ledger, SuperLink, gate; `add_device` as often as wanted; `close` ends all children."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, make: Callable[[bundles.Keys], bytes] = learning_bundle) -> None:
         self.folder = folder
         self.clock = SystemClock()
         self.keys = bundles.make_keys()
-        self.container = learning_bundle(self.keys)
+        self.container = make(self.keys)
         self.bundle = read_bundle(self.container)
         self.bundle_path = folder / "base.bundle"
         self.bundle_path.write_bytes(self.container)

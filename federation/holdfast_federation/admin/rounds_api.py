@@ -61,6 +61,8 @@ def _wish(body: Mapping[str, object]) -> RunWish:
         invite_s=_number(body, "invite_s", default.invite_s),
         codec=text_field(body, "codec", default.codec),
         seed=int_field(body, "seed", default.seed),
+        proximal_mu=_number(body, "proximal_mu", 0.0) if "proximal_mu" in body else None,
+        gradient_clip=_number(body, "gradient_clip", 0.0) if "gradient_clip" in body else None,
     )
 
 

@@ -26,6 +26,8 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip", type=float, dest="clip_norm", help="L2 bound of an update (default: what the author allows)"
     )
+    parser.add_argument("--proximal-mu", type=float, help="pull towards the round's start (default: as packed)")
+    parser.add_argument("--gradient-clip", type=float, help="L2 bound of each step's gradient (default: as packed)")
     parser.add_argument("--quorum", type=int, help="updates that a round needs (default: half of the devices, and two)")
     parser.add_argument("--minimum-devices", type=int, help="acceptances that the run needs (default: the quorum)")
     parser.add_argument("--deadline", type=float, dest="deadline_s", help="seconds per round (default 300)")
@@ -39,7 +41,7 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
 
 WISHES = (
     *("purpose", "rounds", "epochs", "batch", "learning_rate", "clip_norm", "quorum", "minimum_devices"),
-    *("deadline_s", "invite_s", "base_digest", "devices", "seed"),
+    *("deadline_s", "invite_s", "base_digest", "devices", "seed", "proximal_mu", "gradient_clip"),
 )
 
 

@@ -51,6 +51,8 @@ def make_offer(
         privacy=PrivacyTerms(clip_norm=spec.clip_norm, minimum_cohort=spec.quorum),
         issued_utc_ns=window_ns[0],
         deadline_utc_ns=window_ns[1],
+        proximal_mu=spec.proximal_mu if step == TRAIN else 0.0,
+        gradient_clip=spec.gradient_clip if step == TRAIN else 0.0,
     )
     payload = to_bytes(offer)
     envelope = to_bytes(sign_envelope(OFFER_TYPE, payload, signer))

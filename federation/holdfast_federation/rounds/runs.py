@@ -68,7 +68,8 @@ class RunSpec:
 
     quorum: updates that a round needs, and the cohort promised to the devices. minimum_devices: acceptances without
     which the run does not start. deadline_s: per round. invite_s: how long answers are waited for. join_s: how long
-    accepted devices have to come online.
+    accepted devices have to come online. clip_norm: of an update. gradient_clip: of each step's gradient; 0 = none,
+    as for proximal_mu.
     """
 
     run_id: str
@@ -89,6 +90,8 @@ class RunSpec:
     max_samples: int = 100_000
     codec: str = "int8-block256-stochastic"
     seed: int = 0
+    proximal_mu: float = 0.0
+    gradient_clip: float = 0.0
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -120,5 +123,7 @@ def _problem(spec: RunSpec) -> str:
     positive = (spec.learning_rate, spec.clip_norm, spec.deadline_s, spec.invite_s, spec.join_s)
     if not all(math.isfinite(value) and value > 0 for value in positive):
         return "learning rate, clip and times must be positive numbers"
+    if not all(math.isfinite(value) and value >= 0 for value in (spec.proximal_mu, spec.gradient_clip)):
+        return "proximal mu and gradient clip must be numbers of 0 or more"
     check_legal(spec.codec, WEIGHTED_MEAN)
     return ""

@@ -15,6 +15,7 @@ from holdfast_federation.rounds.runs import RunSpec
 from holdfast_federation.rounds.store import RunStore
 
 DEFAULT_SHARE = 2  # one of so many invited devices must contribute, at least, if nothing else is said
+FLAGS = {"proximal_mu": "proximal-mu", "gradient_clip": "clip-norm"}  # of `holdfast bundle pack`
 SMALLEST_COHORT = 2  # of one device the mean would be its own update; sites refuse that by default
 
 
@@ -24,7 +25,8 @@ class RunWish:
 
     base_digest: the bundle to start from (default: what most devices serve). devices: default = all that serve it.
     batch: must be the one that the model's graphs were built for. clip_norm: default = the author's change envelope
-    divided by the rounds, so that no run can leave the envelope.
+    divided by the rounds, so that no run can leave the envelope. proximal_mu, gradient_clip: None = what the author
+    packed the model with; 0 = none.
     """
 
     model: str
@@ -42,6 +44,8 @@ class RunWish:
     invite_s: float = 120.0
     codec: str = "int8-block256-stochastic"
     seed: int = 0
+    proximal_mu: float | None = None
+    gradient_clip: float | None = None
 
 
 def start_run(wish: RunWish, store: RunStore, devices: Devices, container: Callable[[str], bytes]) -> RunSpec:
@@ -61,6 +65,8 @@ def start_run(wish: RunWish, store: RunStore, devices: Devices, container: Calla
         raise RoundError(f"model {wish.model!r} has no training graphs; pack it with them first")
     if wish.batch not in (0, manifest.training.batch):
         raise RoundError(f"the graphs of {wish.model!r} are for batch {manifest.training.batch}, got {wish.batch}")
+    proximal_mu = _option("proximal_mu", wish.proximal_mu, manifest.training.proximal_mu)
+    gradient_clip = _option("gradient_clip", wish.gradient_clip, manifest.training.gradient_clip)
     invited = _invited(wish, base, present)
     quorum = wish.quorum or min(len(invited), max(SMALLEST_COHORT, -(-len(invited) // DEFAULT_SHARE)))
     spec = RunSpec(
@@ -80,9 +86,18 @@ def start_run(wish: RunWish, store: RunStore, devices: Devices, container: Calla
         invite_s=wish.invite_s,
         codec=wish.codec,
         seed=wish.seed,
+        proximal_mu=proximal_mu,
+        gradient_clip=gradient_clip,
     )
     store.create(spec)
     return spec
+
+
+def _option(name: str, wished: float | None, packed: float | None) -> float:
+    """A number that a round sets; `packed` is the author's, None where the graphs have no such input."""
+    if wished and packed is None:
+        raise RoundError(f"the model's graphs have no {name}; pack it again with --{FLAGS[name]}")
+    return (packed or 0.0) if wished is None else wished
 
 
 def _safe_clip(max_update_norm: float, wish: RunWish) -> float:

@@ -174,9 +174,12 @@ def build_planned(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
 
 def _completed(contract: Training, graphs: TrainingGraphs) -> Training:
     """The contract with what only the graphs know."""
+    names = {entry.name for entry in graphs.layout.entries}
+    local = tuple(tensor.name for tensor in graphs.state if tensor.name in names)
+    contract = replace(contract, statistics=(*graphs.statistics, *local))
     if graphs.labels.is_float:
-        return replace(contract, statistics=graphs.statistics, label_shape=graphs.labels.shape[1:])
-    return replace(contract, statistics=graphs.statistics, classes=graphs.class_count)
+        return replace(contract, label_shape=graphs.labels.shape[1:])
+    return replace(contract, classes=graphs.class_count)
 
 
 def _contract(plan: TrainingPlan) -> Training:

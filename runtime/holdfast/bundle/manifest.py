@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from holdfast.bundle.documents import Fields, canonical_json, check_canonical, finite_number, parse_json
 from holdfast.bundle.files import WEIGHTS_FILE
-from holdfast.bundle.training import Training, read_training
+from holdfast.bundle.training import AVERAGED, FROZEN, LOCAL, Training, read_training
 from holdfast.errors import BundleError
 from holdfast.wire.limits import MAX_BLOB_BYTES
 
@@ -356,5 +356,14 @@ def _check_whole(manifest: Manifest) -> None:
     learning = {parameter.name for parameter in manifest.parameters if parameter.trainable}
     if manifest.training is None and learning:
         raise BundleError("manifest has trainable parameters but no training contract")
-    if manifest.training is not None and not set(manifest.training.statistics) <= learning:
-        raise BundleError("manifest.training.statistics names what is no trainable parameter")
+    if manifest.training is not None:
+        _check_statistics(manifest.training, {parameter.name for parameter in manifest.parameters}, learning)
+
+
+def _check_statistics(training: Training, names: set[str], learning: set[str]) -> None:
+    allowed = {FROZEN: set[str](), AVERAGED: learning, LOCAL: names - learning}[training.batch_norm]
+    strange = sorted(set(training.statistics) - allowed)
+    if strange:
+        raise BundleError(
+            f"manifest.training.statistics names {strange[0]!r}, which with batch_norm {training.batch_norm} it may not"
+        )

@@ -106,7 +106,8 @@ class Training:
     batch: samples per run of the step graph; a step takes `accumulate` such runs.
     classes: labels are integers below it; 0: labels are numbers, `label_shape` of them for each sample.
     proximal_mu, gradient_clip: what a round uses that says nothing else; None: the graph knows no such term. 0 = off.
-    statistics: parameters that learn by averaging and have no gradient (running values of normalisations).
+    statistics: running values of normalisations, which a step updates without a gradient: trainable parameters where
+    they are averaged, fixed ones where they stay local.
     step_graph: "built" by Holdfast, or "brought" by the author, who made it with another tool.
     """
 

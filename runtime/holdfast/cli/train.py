@@ -32,6 +32,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=5, help="passes over the samples (default %(default)s)")
     parser.add_argument("--batch", type=int, help="samples per step; default and most: what the bundle was packed for")
     parser.add_argument("--lr", type=float, default=0.1, metavar="RATE", help="learning rate (default %(default)s)")
+    parser.add_argument("--proximal-mu", type=float, metavar="MU", help="pull towards the start (default: as packed)")
+    parser.add_argument("--clip-norm", type=float, metavar="L2", help="bound of the gradient (default: as packed)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default %(default)s)")
     parser.add_argument(
         "--hold-out", type=float, default=0.2, metavar="SHARE", help="samples that only judge (default %(default)s)"
@@ -111,12 +113,20 @@ def _run(arguments: argparse.Namespace) -> int:
     check_on_device(opened, learning)
     judge, judged_on = (held_out, "held out") if held_out.count else (learning, "training")
     batch = opened.training.batch if arguments.batch is None else arguments.batch
-    settings = TrainSettings(arguments.epochs, batch, arguments.lr, arguments.seed)
+    settings = TrainSettings(
+        arguments.epochs,
+        batch,
+        arguments.lr,
+        arguments.seed,
+        proximal_mu=_chosen(arguments.proximal_mu, opened.training.proximal_mu),
+        gradient_clip=_chosen(arguments.clip_norm, opened.training.gradient_clip),
+    )
     checkpoint = CheckpointFile(arguments.checkpoint, CHECKPOINT_BYTES) if arguments.checkpoint else None
     recorder = _Recorder(clock)
     before = opened.trainer.evaluate(opened.weights, judge)
     result = opened.trainer.train(opened.weights, learning, settings, recorder, checkpoint=checkpoint)
-    trained = opened.layout.add_delta(opened.weights, result.delta)
+    moved = opened.layout.unpack(opened.layout.add_delta(opened.weights, result.delta))
+    trained = opened.layout.pack({**moved, **result.local_state})
     after = opened.trainer.evaluate(trained, judge)
     outcome = _Outcome(opened, learning, held_out, judged_on, before, after, result, recorder)
     if arguments.out:
@@ -125,6 +135,11 @@ def _run(arguments: argparse.Namespace) -> int:
         checkpoint.discard()
     _show(arguments, outcome)
     return EXIT_OK
+
+
+def _chosen(asked: float | None, packed: float | None) -> float:
+    """What was asked for, else what the author packed the model with; 0 is none."""
+    return (packed or 0.0) if asked is None else asked
 
 
 def _write_weights(path: Path, opened: TrainableBundle, weights: object) -> None:

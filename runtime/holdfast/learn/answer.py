@@ -11,28 +11,23 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.bundle.manifest import Manifest
 from holdfast.clock import Clock
-from holdfast.errors import RoundError, TrainingError
+from holdfast.errors import RoundError
+from holdfast.learn.checked import CheckedBundles
 from holdfast.learn.checkpoint import CheckpointFile
-from holdfast.learn.data import LocalDataset
-from holdfast.learn.data_source import open_dataset
-from holdfast.learn.device_check import check_on_device
+from holdfast.learn.local_statistics import LocalStatistics
+from holdfast.learn.prepared import Prepared, Terms, bounded, checked_weights, prepare, weights_of_layers
 from holdfast.learn.residuals import ResidualStore
-from holdfast.learn.trainable import open_trainable
-from holdfast.learn.trainer import Trainer
-from holdfast.learn.training import TrainSettings
+from holdfast.learn.training import ShouldPause, TrainResult, TrainSettings
 from holdfast.learn.transport import RoundReply, RoundTask
 from holdfast.update.codecs import codec_named
 from holdfast.update.feedback import encode_with_residual
-from holdfast.update.layout import FlatLayout
 from holdfast.update.payload import make_payload
 
 logger = logging.getLogger(__name__)
@@ -62,53 +57,25 @@ class Agent(Protocol):
         """The signed statement. Raises: RoundError: it does not sign that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the agent allows for one message. A copy of the offer, plus where things lie on this device."""
-
-    offer_sha256: str
-    run_id: str
-    round: int
-    handler: str
-    weights_sha256: str
-    weights_size_bytes: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    seed: int
-    max_samples: int
-    codec: str
-    clip_norm: float
-    bundle: str
-    data: str
-    hold_out: float
-    left_s: float
-    idle_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A bundle's trainer with the device's samples, split into those that learn and those that judge."""
-
-    manifest: Manifest
-    layout: FlatLayout
-    trainer: Trainer
-    learning: LocalDataset
-    held_out: LocalDataset
-
-
 class Answerer:
     """Turns tasks into replies. `idle_s`: how long the last terms say it is worth to wait for the next.
 
     Args:
-        state: the device's own folder for what outlives a worker: a checkpoint, residuals. None: nothing does.
+        state: the device's own folder for what outlives a worker: a checkpoint, residuals, local statistics.
+            None: nothing does.
+        should_pause: whether serving needs the machine; None: nobody ever asks for a pause.
     """
 
-    def __init__(self, agent: Agent, clock: Clock, state: Path | None = None) -> None:
+    def __init__(
+        self, agent: Agent, clock: Clock, state: Path | None = None, should_pause: ShouldPause | None = None
+    ) -> None:
         self._agent = agent
+        self._should_pause = should_pause
         self._clock = clock
         self._checkpoint = None if state is None else CheckpointFile(state / "training.checkpoint")
         self._residuals = None if state is None else ResidualStore(state / "residuals")
+        self._statistics = None if state is None else LocalStatistics(state / "statistics")
+        self._checked = None if state is None else CheckedBundles(state / "checked.json")
         self._prepared: OrderedDict[tuple[str, str, float], Prepared] = OrderedDict()
         self.idle_s = 0.0
 
@@ -122,22 +89,51 @@ class Answerer:
             raise RoundError("the message asks for another handler than its offer")
         weights = checked_weights(task, terms)
         prepared = self._prepare(terms)
+        weights = self._with_own(terms, prepared, weights)
         if terms.handler == EVALUATE:
             return self._evaluate(terms, prepared, weights)
         return self._train(terms, prepared, weights)
 
     def _train(self, terms: Terms, prepared: Prepared, weights: Floats) -> RoundReply:
         samples = bounded(prepared.learning, terms)
-        settings = TrainSettings(terms.epochs, terms.batch, terms.learning_rate, terms.seed, self._deadline_s(terms))
-        result = prepared.trainer.train(weights, samples, settings, checkpoint=self._checkpoint)
+        settings = self._settings(terms, terms.batch, terms.proximal_mu, terms.gradient_clip)
+        result = prepared.trainer.train(
+            weights, samples, settings, should_pause=self._should_pause, checkpoint=self._checkpoint
+        )
         if result.checkpoint_problem:
             logger.warning("a training went on without checkpoints: the disk is full, or the model too large for one")
         rng = np.random.default_rng()  # from the system: nobody else may know the rounding
         data = self._encode(terms, prepared, result.delta, rng)
+        self._keep_own(terms, prepared, weights, result)
         metrics = {"loss_before": result.loss_before, "loss_after": result.loss_after}
         statement = self._sign(terms, data, result.sample_count, metrics)
         counts = {"num-examples": result.sample_count}
         return RoundReply({"update": np.frombuffer(data, dtype=np.uint8)}, counts, {"statement": statement})
+
+    def _settings(self, terms: Terms, batch: int, proximal_mu: float, gradient_clip: float) -> TrainSettings:
+        return TrainSettings(
+            terms.epochs,
+            batch,
+            terms.learning_rate,
+            terms.seed,
+            deadline_monotonic_s=self._deadline_s(terms),
+            proximal_mu=proximal_mu,
+            gradient_clip=gradient_clip,
+        )
+
+    def _with_own(self, terms: Terms, prepared: Prepared, weights: Floats) -> Floats:
+        """The round's weights with the statistics that stay on this device, where there are such."""
+        names = prepared.local_names
+        if self._statistics is None or not names:
+            return weights
+        return self._statistics.before(prepared.manifest.name, prepared.layout, names, terms.offer_sha256, weights)
+
+    def _keep_own(self, terms: Terms, prepared: Prepared, weights: Floats, result: TrainResult) -> None:
+        names = prepared.local_names
+        if self._statistics is not None and names:
+            place = (prepared.manifest.name, prepared.layout, names, terms.offer_sha256)
+            before = prepared.layout.unpack(weights)
+            self._statistics.keep(*place, before=before, after={**before, **result.local_state})
 
     def _encode(self, terms: Terms, prepared: Prepared, delta: Floats, rng: np.random.Generator) -> bytes:
         """The clipped, encoded update; what its codec leaves out is on the disk when this returns."""
@@ -203,9 +199,11 @@ class Answerer:
             figures = {"num-examples": prepared.held_out.count, "loss": result.loss}
             right = {} if result.accuracy is None else {"accuracy": result.accuracy}
             return RoundReply({}, {**figures, **right})
-        batch = prepared.manifest.training.batch if prepared.manifest.training else 1
-        settings = TrainSettings(terms.epochs, batch, terms.learning_rate, terms.seed, self._deadline_s(terms))
-        trained = prepared.trainer.train(weights, prepared.learning, settings)
+        training = prepared.training
+        settings = self._settings(
+            terms, training.batch, training.proximal_mu or 0.0, training.gradient_clip or 0.0
+        )  # a stock app cannot say more than epochs, batch and rate: the author's numbers hold
+        trained = prepared.trainer.train(weights, prepared.learning, settings, should_pause=self._should_pause)
         layers = prepared.layout.unpack(prepared.layout.add_delta(weights, trained.delta))
         replied = dict(zip(task.arrays, (layers[entry.name] for entry in prepared.layout.entries), strict=True))
         return RoundReply(replied, {"num-examples": trained.sample_count, "train_loss": trained.loss_after})
@@ -221,51 +219,10 @@ class Answerer:
     def _prepare(self, terms: Terms) -> Prepared:
         key = (terms.bundle, terms.data, terms.hold_out)
         if key not in self._prepared:
-            self._prepared[key] = prepare(Path(terms.bundle), Path(terms.data), terms.hold_out, self._clock)
+            self._prepared[key] = prepare(terms, self._clock, self._checked)
             while len(self._prepared) > MAX_PREPARED:
                 self._prepared.popitem(last=False)
         return self._prepared[key]
-
-
-def prepare(bundle: Path, data: Path, hold_out: float, clock: Clock) -> Prepared:
-    """Load what a round needs from the container of the bundle and the samples at `data`."""
-    opened = open_trainable(bundle.read_bytes(), clock=clock)  # verified before it was installed; form only here
-    dataset = open_dataset(data, opened.contract)
-    learning, held_out = dataset.split(hold_out, seed=0)  # a fixed seed: what judges must never have taught
-    check_on_device(opened, learning)
-    return Prepared(opened.manifest, opened.layout, opened.trainer, learning, held_out)
-
-
-def checked_weights(task: RoundTask, terms: Terms) -> Floats:
-    """The round's weights, if they are the very bytes that the offer names. Raises: RoundError."""
-    array = task.arrays.get("weights")
-    if array is None or array.dtype != np.float32 or array.ndim != 1:
-        raise RoundError("the message holds no flat float32 weights")
-    weights: Floats = np.ascontiguousarray(array, dtype="<f4")
-    if weights.nbytes != terms.weights_size_bytes:
-        raise RoundError(f"the weights have {weights.nbytes} bytes, the offer says {terms.weights_size_bytes}")
-    if hashlib.sha256(weights.tobytes()).hexdigest() != terms.weights_sha256:
-        raise RoundError("the weights are not those of the offer: their hash differs")
-    return weights
-
-
-def bounded(dataset: LocalDataset, terms: Terms) -> LocalDataset:
-    """At most `max_samples` of the samples, drawn by the round's seed."""
-    if dataset.count == 0:
-        raise TrainingError("this device holds too few samples for that")
-    if dataset.count <= terms.max_samples:
-        return dataset
-    rng = np.random.Generator(np.random.PCG64(terms.seed))
-    return dataset.take(np.sort(rng.permutation(dataset.count)[: terms.max_samples]))
-
-
-def weights_of_layers(task: RoundTask, layout: FlatLayout) -> Floats:
-    """A stock app's layers, in order, as flat weights. Raises: RoundError: other layers than the model's."""
-    shapes = [tuple(array.shape) for array in task.arrays.values()]
-    if shapes != [entry.shape for entry in layout.entries]:
-        raise RoundError("the app's layers are not those of this device's model")
-    parts = (array.astype(np.float32, copy=False) for array in task.arrays.values())
-    return layout.pack({entry.name: part for entry, part in zip(layout.entries, parts, strict=True)})
 
 
 def json_bytes(fields: Mapping[str, object]) -> bytes:

@@ -195,6 +195,8 @@ def offer_problem(offer: RoundOffer) -> str:
         return "max_samples and weights_size_bytes are positive"
     if not (math.isfinite(offer.learning_rate) and offer.learning_rate >= 0):
         return "the learning rate is a number of 0 or more"
+    if not all(math.isfinite(value) and value >= 0 for value in (offer.proximal_mu, offer.gradient_clip)):
+        return "the proximal term and the gradient's bound are numbers of 0 or more"
     if offer.privacy.noise_std != 0:
         return "noise is not asked for"  # adding none and saying so would be a lie; see the training issue of privacy
     return ""

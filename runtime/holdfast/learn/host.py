@@ -247,6 +247,8 @@ class RoundHost:
             "max_samples": offer.max_samples,
             "codec": offer.codec,
             "clip_norm": offer.privacy.clip_norm,
+            "proximal_mu": offer.proximal_mu,
+            "gradient_clip": offer.gradient_clip,
             "bundle": str(ground.bundle),
             "data": str(ground.data),
             "hold_out": ground.hold_out,

@@ -318,6 +318,8 @@ class RoundOffer:
     privacy: PrivacyTerms
     issued_utc_ns: int
     deadline_utc_ns: int
+    proximal_mu: float = 0.0
+    gradient_clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,9 @@ def test_recipe_with_a_defect_is_refused(kind: str, text: str, message: str) -> 
         ("unknown_statistics", {"batch_norm": "shared"}, "batch_norm must be one of"),
         ("negative_pull", {"proximal_mu": -0.1}, "proximal_mu must be"),
         ("bound_is_integer", {"gradient_clip": 1}, "gradient_clip must be"),
-        ("statistics_of_nothing", {"statistics": ["mean"]}, "no trainable parameter"),
+        ("statistics_of_nothing", {"statistics": ["mean"]}, "names 'mean'"),
+        ("frozen_statistics", {"batch_norm": "frozen"}, "names 'weight'"),
+        ("local_statistics_that_learn", {"batch_norm": "local"}, "names 'weight'"),
         ("unknown_key", {"schedule": "cosine"}, "unknown key 'schedule'"),
     ],
 )

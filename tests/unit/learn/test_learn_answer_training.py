@@ -13,6 +13,7 @@ from tests.fakes.trainable_bundles import packed, samples
 
 from holdfast.errors import RoundError
 from holdfast.learn.answer import Answerer
+from holdfast.learn.pause_flag import PauseFlag
 from holdfast.learn.trainable import open_trainable
 from holdfast.learn.transport import RoundTask
 from holdfast.update.codecs import codec_named
@@ -80,5 +81,25 @@ def test_a_round_leaves_a_checkpoint_that_the_next_one_replaces(agent: SigningAg
     update(agent, "aa", state)
     update(agent, "bb", state)
 
-    assert sorted(each.name for each in state.iterdir()) == ["residuals", "training.checkpoint"]
+    assert sorted(each.name for each in state.iterdir()) == ["checked.json", "residuals", "training.checkpoint"]
     assert len(list((state / "residuals").iterdir())) == 1
+
+
+def test_training_of_an_offer_pauses_while_the_flag_is_up(agent: SigningAgent) -> None:
+    flag, clock = PauseFlag(agent.place / "pause"), FakeClock()
+    flag.show(wanted=True)
+    asked = []
+
+    def should_pause() -> bool:
+        asked.append(flag.is_up())
+        flag.show(wanted=False)
+        return asked[-1]
+
+    task = RoundTask("1", 1, "train", {"weights": open_trainable(packed()).weights}, {"offer": b"offer"})
+    start_s = clock.monotonic_s()
+    reply = Answerer(agent, clock, agent.place / "state", should_pause).answer(task)
+
+    assert asked[:2] == [True, False]
+    assert not any(asked[1:])
+    assert clock.monotonic_s() > start_s
+    assert reply.metrics["num-examples"] > 0

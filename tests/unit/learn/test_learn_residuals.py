@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from holdfast.errors import StateError
-from holdfast.learn.residuals import MAX_FILES, ResidualStore
+from holdfast.learn.remembered import MAX_FILES
+from holdfast.learn.residuals import ResidualStore
 from holdfast.update.layout import FlatLayout
 
 LAYOUT = FlatLayout.from_shapes([("w", (3,))])

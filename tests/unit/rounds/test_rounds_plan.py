@@ -34,6 +34,8 @@ def test_a_spec_survives_its_text():
         {"clip_norm": 0.0},
         {"deadline_s": -1.0},
         {"codec": "morse"},
+        {"proximal_mu": -1.0},
+        {"gradient_clip": float("inf")},
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_it_starts(change):

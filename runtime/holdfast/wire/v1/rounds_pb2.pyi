@@ -36,6 +36,8 @@ class RoundOffer(google.protobuf.message.Message):
     PRIVACY_FIELD_NUMBER: builtins.int
     ISSUED_UTC_NS_FIELD_NUMBER: builtins.int
     DEADLINE_UTC_NS_FIELD_NUMBER: builtins.int
+    PROXIMAL_MU_FIELD_NUMBER: builtins.int
+    GRADIENT_CLIP_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     round: builtins.int
     """from 1"""
@@ -58,6 +60,10 @@ class RoundOffer(google.protobuf.message.Message):
     codec: builtins.str
     issued_utc_ns: builtins.int
     deadline_utc_ns: builtins.int
+    proximal_mu: builtins.float
+    """pull towards this round's weights (FedProx); 0 = none"""
+    gradient_clip: builtins.float
+    """L2 bound of the gradient at each step; 0 = none"""
     @property
     def privacy(self) -> global___PrivacyTerms: ...
     def __init__(
@@ -81,9 +87,11 @@ class RoundOffer(google.protobuf.message.Message):
         privacy: global___PrivacyTerms | None = ...,
         issued_utc_ns: builtins.int = ...,
         deadline_utc_ns: builtins.int = ...,
+        proximal_mu: builtins.float = ...,
+        gradient_clip: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["privacy", b"privacy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base_bundle_digest", b"base_bundle_digest", "batch", b"batch", "codec", b"codec", "deadline_utc_ns", b"deadline_utc_ns", "epochs", b"epochs", "handler", b"handler", "issued_utc_ns", b"issued_utc_ns", "learning_rate", b"learning_rate", "max_samples", b"max_samples", "model", b"model", "privacy", b"privacy", "purpose", b"purpose", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "seed", b"seed", "weights_sha256", b"weights_sha256", "weights_size_bytes", b"weights_size_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_bundle_digest", b"base_bundle_digest", "batch", b"batch", "codec", b"codec", "deadline_utc_ns", b"deadline_utc_ns", "epochs", b"epochs", "gradient_clip", b"gradient_clip", "handler", b"handler", "issued_utc_ns", b"issued_utc_ns", "learning_rate", b"learning_rate", "max_samples", b"max_samples", "model", b"model", "privacy", b"privacy", "proximal_mu", b"proximal_mu", "purpose", b"purpose", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "seed", b"seed", "weights_sha256", b"weights_sha256", "weights_size_bytes", b"weights_size_bytes"]) -> None: ...
 
 global___RoundOffer = RoundOffer
 
