@@ -174,6 +174,10 @@ def build_graphs(
         differentiated=tuple(entry for entry in layout.trainable if entry.name not in statistics),
         statistics=tuple(StateTensor(e.name, e.shape) for e in layout.entries if e.name in statistics),
     )
+    return _graphs(plan, loss if isinstance(loss, str) else loss.name, optimizer)
+
+
+def _graphs(plan: _Plan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
     train, noise = _train(plan)
     input_gradient, refusal = _input_gradient(plan)
     return TrainingGraphs(
@@ -183,16 +187,16 @@ def build_graphs(
         input_gradient=input_gradient,
         input_gradient_refusal=refusal,
         layout=plan.layout,
-        data_inputs=forward.data_inputs,
-        batch=forward.batch,
-        class_count=forward.class_count,
-        loss_name=loss if isinstance(loss, str) else loss.name,
-        optimizer_name=optimizer,
+        data_inputs=plan.forward.data_inputs,
+        batch=plan.forward.batch,
+        class_count=plan.forward.class_count,
+        loss_name=loss_name,
+        optimizer_name=optimizer_name,
         labels=plan.labels,
-        options=options,
-        state=(*plan.local_statistics, *state_of(rule, plan.differentiated)),
+        options=plan.options,
+        state=(*plan.local_statistics, *state_of(plan.rule, plan.differentiated)),
         noise=tuple(DataInput(name, int(TensorProto.FLOAT), shape) for name, shape in noise),
-        statistics=tuple(name for name in statistics if options.batch_norm != LOCAL),
+        statistics=() if plan.local_statistics else tuple(tensor.name for tensor in plan.statistics),
     )
 
 
@@ -205,7 +209,8 @@ def _train(plan: _Plan) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
     views = emit_forward(plan.forward, out, names, _modes(plan, out))
     values = plan.loss.emit(out, plan.loss_inputs, True)
     out.name_output(emit_mean(out, values), LOSS)
-    gradients = emit_gradients(plan.forward, out, emit_mean_gradient(out, values), names, views)
+    seed = emit_mean_gradient(out, values, plan.rule.gradient_scale)
+    gradients = emit_gradients(plan.forward, out, seed, names, views)
     for name in names:
         if name not in gradients:
             raise AutodiffError(f"no gradient reaches parameter {name!r}; leave it out of the trainable ones")

@@ -16,6 +16,7 @@ from holdfast.autodiff.rule import as_float
 from holdfast.autodiff.writer import GraphWriter
 
 PADDING_LABEL = -1
+_TINY = 1e-20  # far below any sum of class weights, and its reciprocal far below infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,14 @@ def emit_mean(out: GraphWriter, values: LossValues) -> str:
     return out.node("Div", [values.total, not_zero(out, values.divisor)])
 
 
-def emit_mean_gradient(out: GraphWriter, values: LossValues) -> str:
-    """d mean / d prediction."""
+def emit_mean_gradient(out: GraphWriter, values: LossValues, scale: str = "") -> str:
+    """d mean / d prediction; times `scale`, float32[], if one is given."""
     if values.gradient is None:
         raise AssertionError("the loss was emitted without its gradient")
-    return out.node("Div", [values.gradient, not_zero(out, values.divisor)])
+    divisor = not_zero(out, values.divisor)
+    if scale:
+        return out.node("Mul", [values.gradient, out.node("Div", [scale, divisor])])
+    return out.node("Div", [values.gradient, divisor])
 
 
 def emit_labelled_rows(out: GraphWriter, loss: Loss, inputs: LossInputs) -> str:
@@ -96,5 +100,5 @@ def known_numbers(out: GraphWriter, labels: str) -> str:
 
 
 def not_zero(out: GraphWriter, value: str) -> str:
-    """The value, or 1 in the place of 0."""
-    return out.node("Where", [out.node("Greater", [value, out.scalar(0.0)]), value, out.scalar(1.0)])
+    """The value, of 0 or more, or something tiny in the place of 0: a sum over nothing is 0 however it is divided."""
+    return out.node("Max", [value, out.scalar(_TINY)])

@@ -3,8 +3,7 @@
 Formula: loss_b = - sum_c q_bc log softmax(z_b)_c with the target q_b; d loss_b / d z_b = softmax(z_b) sum_c q_bc - q_b
 (Bishop 2006, eq. 4.108-4.109). q_b is one-hot at the label y; with smoothing e (Szegedy et al. 2016, section 7) and
 class weights w it is (1 - e) w_y onehot(y) + e / classes w, and the mean divides by the sum of w_y, as PyTorch does.
-The forward value is ONNX SoftmaxCrossEntropyLoss, whose second output, the log-probabilities, gives the gradient
-without another softmax and without overflow.
+The log-probabilities of the forward value give the gradient without another softmax and without overflow.
 """
 
 from __future__ import annotations
@@ -69,15 +68,17 @@ def _without(out: GraphWriter, inputs: LossInputs, ignored: int) -> LossInputs:
 
 
 def _emit_plain(out: GraphWriter, inputs: LossInputs, with_gradient: bool) -> LossValues:
-    total, log_probability = out.nodes_out(
-        "SoftmaxCrossEntropyLoss", [inputs.prediction, inputs.labels], 2, reduction="sum", ignore_index=PADDING_LABEL
-    )
+    """The log-probabilities of the labels are picked: the operator for this loss is seventeen nodes in the runtime."""
+    log_probability = out.node("LogSoftmax", [inputs.prediction], axis=1)
+    labels = out.node("Unsqueeze", [out.node("Max", [inputs.labels, out.integer(0)]), out.integers(1)])
     labelled = as_float(out, labelled_classes(out, inputs.labels))
+    mask = out.node("Unsqueeze", [labelled, out.integers(1)])
+    picked = out.node("Mul", [out.node("GatherElements", [log_probability, labels], axis=1), mask])
+    total = out.node("Neg", [out.node("ReduceSum", [picked], keepdims=0)])
     count = out.node("ReduceSum", [labelled], keepdims=0)
     if not with_gradient:
         return LossValues(total, count, count, None)
     difference = out.node("Sub", [out.node("Exp", [log_probability]), _one_hot(out, inputs)])
-    mask = out.node("Unsqueeze", [labelled, out.integers(1)])
     return LossValues(total, count, count, out.node("Mul", [difference, mask]))
 
 

@@ -47,10 +47,11 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """An update by name."""
+    """An update by name. `is_descent`: p.new = p - rate g, nothing else; the rate may then be in g already."""
 
     name: str
     emit: Callable[[GraphWriter, UpdateInputs], UpdateOutputs]
     slots: tuple[str, ...] = ()
     counts_steps: bool = False
+    is_descent: bool = False
     probe: Probe = field(default_factory=Probe)

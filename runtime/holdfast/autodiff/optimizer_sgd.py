@@ -21,7 +21,7 @@ def sgd(*, weight_decay: float = 0.0) -> Optimizer:
     def emit(out: GraphWriter, names: UpdateInputs) -> UpdateOutputs:
         return UpdateOutputs(_descended(out, names, _decayed(out, names, weight_decay)))
 
-    return Optimizer("sgd", emit, probe=Probe(decay=weight_decay))
+    return Optimizer("sgd", emit, is_descent=weight_decay == 0.0, probe=Probe(decay=weight_decay))
 
 
 def momentum(*, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:

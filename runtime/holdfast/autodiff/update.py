@@ -28,6 +28,15 @@ class UpdateRule:
     proximal: bool
     clip: bool
 
+    @property
+    def gradient_scale(self) -> str:
+        """The value that d loss / d prediction is multiplied by; "": by nothing.
+
+        The learning rate, where that is all that happens to a gradient: gradients are linear in that one small value,
+        and scaling it saves a product per parameter.
+        """
+        return LEARNING_RATE if self.optimizer.is_descent and not self.proximal and not self.clip else ""
+
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
@@ -56,11 +65,13 @@ def extra_inputs(rule: UpdateRule, parameters: Sequence[LayoutEntry]) -> tuple[t
 
 
 def emit_update(out: GraphWriter, rule: UpdateRule, gradients: Mapping[str, str]) -> dict[str, str]:
-    """Append the update of every parameter in `gradients`.
+    """Append the update of every parameter in `gradients`, which are scaled as the rule says.
 
     Returns: the new value by name, of parameters and state.
     """
     optimizer = rule.optimizer
+    if rule.gradient_scale:
+        return {name: _descended(out, name, gradient) for name, gradient in gradients.items()}
     if rule.proximal:
         gradients = {name: _pulled(out, name, gradient) for name, gradient in gradients.items()}
     if rule.clip:
@@ -73,6 +84,16 @@ def emit_update(out: GraphWriter, rule: UpdateRule, gradients: Mapping[str, str]
         found[name] = made.parameter
         found.update({state[slot]: value for slot, value in made.state.items()})
     return {**found, STEP: step} if step else found
+
+
+def _descended(out: GraphWriter, name: str, gradient: str) -> str:
+    """p - gradient. A gradient that is a matrix product takes p as its third operand: no pass over p more."""
+    product = out.maker(gradient)
+    if product is None or product.op_type != "Gemm" or len(product.input) != 2:
+        return out.node("Sub", [name, gradient])
+    settings = {each.name: each.f if each.name == "alpha" else each.i for each in product.attribute}
+    settings["alpha"] = -float(settings.get("alpha", 1.0))
+    return out.node("Gemm", [*product.input, name], **settings)
 
 
 def _pulled(out: GraphWriter, name: str, gradient: str) -> str:

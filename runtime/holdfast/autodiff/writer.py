@@ -62,6 +62,10 @@ class GraphWriter:
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)
 
+    def maker(self, value: str) -> NodeProto | None:
+        """The node that makes a value; None for an input or constant."""
+        return next((node for node in reversed(self.nodes) if value in node.output), None)
+
     def make_noise(self, name: str, shape: tuple[int, ...]) -> str:
         """Declare an input of the contract: float32 of `shape`, uniform in [0, 1), fresh at every step."""
         self.reserve(name)

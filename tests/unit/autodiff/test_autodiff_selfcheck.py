@@ -36,12 +36,16 @@ def test_selfcheck_finds_one_wrong_gradient(parameter: str, factor: float) -> No
     model = he_mlp([8, 16, 4])
     graphs = build_graphs(model, batch=6)
     wrong = onnx.load_model_from_string(graphs.train)
-    scaled = next(n for n in wrong.graph.node if n.op_type == "Sub" and n.input[0] == parameter)
-    step = scaled.input[1]
+    for each in wrong.graph.node:
+        each.output[:] = ["right" if name == f"{parameter}.new" else name for name in each.output]
     wrong.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
-    position = list(wrong.graph.node).index(scaled)
-    wrong.graph.node.insert(position, helper.make_node("Mul", [step, "factor"], ["wrong"]))
-    wrong.graph.node[position + 1].input[1] = "wrong"
+    wrong.graph.node.extend(
+        [
+            helper.make_node("Sub", ["right", parameter], ["change"]),
+            helper.make_node("Mul", ["change", "factor"], ["scaled"]),
+            helper.make_node("Add", [parameter, "scaled"], [f"{parameter}.new"]),
+        ]
+    )
 
     with pytest.raises(AutodiffError, match="gradient is wrong"):
         check_gradients(replace(graphs, train=wrong.SerializeToString()), split_weights(model).weights)
