@@ -30,7 +30,7 @@ def _identity(_node: Node, arguments: Arguments) -> list[Shape]:
 
 def _reshape(node: Node, arguments: Arguments) -> list[Shape]:
     shape = _first(arguments).known()
-    wanted = _list(node, arguments, 1, "shape")
+    wanted = _target(node, arguments)
     if wanted is None or (node.integers.get("allowzero", 0) and 0 in wanted) or wanted.count(-1) > 1:
         raise MixedRowsError("has a target shape that is not known")
     if any(size == 0 and axis >= len(shape) for axis, size in enumerate(wanted)) or min(wanted, default=1) < -1:
@@ -43,6 +43,19 @@ def _reshape(node: Node, arguments: Arguments) -> list[Shape]:
         raise MixedRowsError("moves values between rows")
     rest = tuple(shape[axis] if size == 0 else size for axis, size in enumerate(wanted[1:], 1))
     return [(ROWS, *_resolved(rest, elements))]
+
+
+def _target(node: Node, arguments: Arguments) -> tuple[int, ...] | None:
+    """What a Reshape is told. The number of rows in front keeps rows as they are; anywhere else they would move."""
+    argument = arguments[1] if len(arguments) > 1 else None
+    if argument is None or argument.numbers is None:
+        return _list(node, arguments, 1, "shape")
+    rows, *rest = argument.numbers
+    if rows is not ROWS or not _first(arguments).has_rows:
+        raise MixedRowsError("moves values between rows")
+    if node.integers.get("allowzero", 0) and 0 in rest:
+        raise MixedRowsError("has a target shape that is not known")
+    return (-1 if -1 not in rest else 0, *sizes(tuple(rest)))
 
 
 def _resolved(shape: Shape, elements: int) -> tuple[int, ...]:
@@ -158,11 +171,17 @@ def _expand_like(_node: Node, arguments: Arguments) -> list[Shape]:
     target = arguments[1] if len(arguments) > 1 else None
     if target is None:
         raise MixedRowsError("has no shape")
-    return [broadcast(shape, target.integers())]
+    return [broadcast(shape, target.integers() if target.numbers is None else target.numbers)]
+
+
+def _constant_of_shape(_node: Node, arguments: Arguments) -> list[Shape]:
+    wanted = _first(arguments)
+    return [wanted.integers() if wanted.numbers is None else wanted.numbers]
 
 
 LAYOUT_RULES: dict[str, Callable[[Node, Arguments], list[Shape]]] = {
     "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
     "Expand": _expand_like,
     "Flatten": _flatten,
     "Gather": _gather,

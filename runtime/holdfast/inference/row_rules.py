@@ -4,8 +4,9 @@ Rules: an operator that is not in RULES mixes. A rule returns the shapes of a no
 checks that rows are still the first axis and nothing else. Each operator has a test that shows its rows stay apart, and
 those that can work along the batch axis have one that shows it is refused. Defaults: onnx operators, opset 13 to 22.
 
-Never here: DynamicQuantizeLinear and its kin (one scale for the whole batch), whatever draws random numbers, Shape and
-Size (they tell how many neighbours a row has), control flow.
+Never here: DynamicQuantizeLinear and its kin (one scale for the whole batch), whatever draws random numbers, Size,
+control flow. Shape tells how many neighbours a row has: only `row_sizes` knows it, and what comes of it may do nothing
+but say where rows lie.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Callable, Sequence
 
 from holdfast.inference.onnx_graph import Node
 from holdfast.inference.row_layout import LAYOUT_RULES
-from holdfast.inference.row_shapes import MixedRowsError, Shape, Tensor, axis_in, broadcast, checked, sizes
+from holdfast.inference.row_shapes import ROWS, MixedRowsError, Shape, Tensor, axis_in, broadcast, checked, sizes
 
+# inputs that may hold the number of rows, to say where rows lie
+TARGETS = {"Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,)}
 MIN_OPSET, MAX_OPSET = 13, 22  # before 13 Softmax and the reductions meant something else
 
 Arguments = Sequence[Tensor | None]
@@ -64,6 +67,9 @@ def apply(node: Node, arguments: Arguments) -> list[Shape]:
         raise MixedRowsError(f"operator {node.operator} holds a graph, or attributes that can be read in two ways")
     if not arguments or arguments[0] is None or not node.outputs:
         raise MixedRowsError(f"operator {node.operator} has no input, or no output")
+    places = TARGETS.get(node.operator, ())
+    if any(each is not None and each.counts_rows and i not in places for i, each in enumerate(arguments)):
+        raise MixedRowsError(f"operator {node.operator} computes with the number of rows")
     try:
         shapes = rule(node, arguments)
         if len(shapes) < len(node.outputs):
@@ -71,7 +77,7 @@ def apply(node: Node, arguments: Arguments) -> list[Shape]:
                 f"gives {len(node.outputs)} outputs, of which {len(shapes)} are known to keep rows apart"
             )
         has_rows = any(each is not None and each.has_rows for each in arguments)
-        return [checked(shape) if has_rows else shape for shape in shapes]
+        return [checked(shape) if has_rows or ROWS in shape else shape for shape in shapes]
     except MixedRowsError as error:
         raise MixedRowsError(f"operator {node.operator} {error}") from error
 

@@ -16,6 +16,7 @@ from holdfast.inference.tensors import Array
 ROWS = None
 Size = int | None
 Shape = tuple[Size, ...]
+Numbers = tuple[Size, ...]  # values of a tensor that a graph computes from shapes
 
 
 class MixedRowsError(ModelError):
@@ -24,14 +25,23 @@ class MixedRowsError(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What is known of one tensor of a graph. `shape` and `value` are None where they are not known."""
+    """What is known of one tensor of a graph. `shape` and `value` are None where they are not known.
+
+    `numbers` are the values of a tensor of int64 among which ROWS stands for the number of rows; else None.
+    """
 
     shape: Shape | None
     value: Array | None = None
+    numbers: Numbers | None = None
 
     @property
     def has_rows(self) -> bool:
         return self.shape is not None and ROWS in self.shape
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether its values depend on how many rows there are."""
+        return self.numbers is not None
 
     def known(self) -> Shape:
         """The shape.
