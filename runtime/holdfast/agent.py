@@ -32,12 +32,14 @@ from holdfast.models.install import Installer, InstallSettings, Surroundings
 from holdfast.models.profiles import CurrentManifests
 from holdfast.models.store import ModelStore
 from holdfast.observe.data_window import DataMeter, ModelProfile
+from holdfast.observe.objective import LatencyObjective
 from holdfast.observe.recorder import Pace, WindowRecorder, data_allowed
 from holdfast.observe.window import WindowMeter
 from holdfast.outbox.checkpoints import CheckpointMemory
 from holdfast.outbox.journal import Journal, read_head
 from holdfast.outbox.sender import Recipient, Sender
 from holdfast.policy.rules import format_time
+from holdfast.serving.protocols import RequestTap
 from holdfast.serving.server import Address, Server
 from holdfast.serving.settings import server_options
 from holdfast.trust.durable import write_atomic
@@ -66,6 +68,7 @@ class Parts:
     link: Link
     pool: ModelPool
     store: ModelStore
+    objective: LatencyObjective | None = None  # None: training need not yield to anybody
 
     def close(self) -> None:
         """Close the line and the journal; after the agent has stopped."""
@@ -109,7 +112,8 @@ def open_parts(state: StateFolder, config: AgentConfig, clock: Clock) -> Parts:
     )
     endpoint = Endpoint(record.device_address, device.authority)
     link = Link(endpoint, device.client_identity, bytes_out, clock)
-    return Parts(state, config, clock, device, policy, journal, bytes_out, link, ModelPool(), store)
+    objective = LatencyObjective(config.p99_objective_ms / 1e3) if config.p99_objective_ms else None
+    return Parts(state, config, clock, device, policy, journal, bytes_out, link, ModelPool(), store, objective)
 
 
 class Agent:
@@ -154,7 +158,10 @@ class Agent:
         )
         self._renewal = Renewal(parts.device, parts.link, parts.bytes_out, clock, random.Random())
         options = server_options(config.serving, Address.parse(config.listen), insecure=config.insecure)
-        self._server = Server(parts.pool, (self._meter, self._data_meter), options, clock)
+        taps: tuple[RequestTap, ...] = (self._meter, self._data_meter)
+        if parts.objective is not None:
+            taps = (*taps, parts.objective)
+        self._server = Server(parts.pool, taps, options, clock)
         self._status: Mapping[str, object] = {}
 
     def start(self) -> Address:

@@ -6,6 +6,7 @@ agent; what sees the samples is the worker, which has no network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from holdfast.agent import Offers, Parts
@@ -37,8 +38,10 @@ def join_rounds(parts: Parts) -> Offers:
         return Offers()
     make_folder(parts.state.rounds)
     judge = _Judge(parts, Spending(parts.state.rounds / "spending.json", parts.clock), count_rows(config.data))
-    host = RoundHost(parts.link, _authority(parts, judge), _worker_settings(parts), parts.clock)
+    host = RoundHost(parts.link, _authority(parts, judge), _worker_settings(parts), parts.clock, _needs_machine(parts))
     tasks = [Task("rounds", host.run)]
+    if parts.objective is not None:
+        tasks.append(Task("objective", parts.objective.watch))
     if config.superlink and not config.superlink_model:
         raise SettingsError("setting 'superlink' needs 'superlink_model': the served model that its apps train")
     if config.superlink:
@@ -97,6 +100,12 @@ def _expected_bytes(offer: RoundOffer) -> int | None:
     return None if codec is None else codec.encoded_size(offer.weights_size_bytes // FLOAT_BYTES)
 
 
+def _needs_machine(parts: Parts) -> Callable[[], bool] | None:
+    """Whether serving misses its objective, for training to yield to."""
+    objective = parts.objective
+    return None if objective is None else lambda: objective.is_missed
+
+
 def _authority(parts: Parts, judge: _Judge) -> RoundAuthority:
     device = parts.device
     return RoundAuthority(
@@ -124,6 +133,6 @@ def _join_unsigned(parts: Parts, judge: _Judge, stop: Stop) -> None:
             unsigned_model=model,
             unsigned_bundle_digest=slot.digest,
         )
-        host = RoundHost(parts.link, _authority(parts, judge), settings, parts.clock)
+        host = RoundHost(parts.link, _authority(parts, judge), settings, parts.clock, _needs_machine(parts))
         host.start_unsigned()
         host.run(stop)

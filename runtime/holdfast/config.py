@@ -28,6 +28,12 @@ class AgentConfig:
     data: Path | None = setting(  # noqa: RUF009  # makes a field, like the others
         None, "local samples (npz, csv or a folder of them) for federated rounds; none = this device does not train"
     )
+    p99_objective_ms: float = setting(
+        0.0,
+        "training pauses while the p99 of requests answered in the last 5 s is above this; 0 = it never does",
+        minimum=0.0,
+        maximum=3_600_000.0,
+    )
     superlink: str = setting("", "name of a customer's own SuperLink at the coordinator; needs rounds.unsigned_runs")
     superlink_model: str = setting("", "the served model that apps of that SuperLink train")
     threads: int = setting(1, "threads inside one run of a model", minimum=1, maximum=1_024)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -24,6 +24,7 @@ from typing import BinaryIO, Protocol
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import FormatError, HoldfastError, LinkError, RoundError
 from holdfast.learn.authority import Authorised, RoundAuthority, statement_from_fields
+from holdfast.learn.pause_flag import PauseFlag
 from holdfast.learn.socket_server import Answer, SocketServer
 from holdfast.lifecycle import Stop
 from holdfast.trust.envelope import Envelope
@@ -35,6 +36,7 @@ from holdfast.wire.messages import FleetCallRequest, FleetCallResponse, PrivacyT
 logger = logging.getLogger(__name__)
 
 TEND_S = 0.5
+PAUSE_NAME = "pause"
 STOP_TIMEOUT_S = 5.0
 MAX_LOG_BYTES = 1_048_576  # 1 MiB
 MAX_RESTARTS = 3  # of a worker that crashes while an offer is open; then the round goes on without this device
@@ -70,12 +72,19 @@ class RoundHost:
     """One worker at a time, and the socket that is its only line."""
 
     def __init__(
-        self, link: FleetLink, authority: RoundAuthority, settings: WorkerSettings, clock: Clock | None = None
+        self,
+        link: FleetLink,
+        authority: RoundAuthority,
+        settings: WorkerSettings,
+        clock: Clock | None = None,
+        needs_machine: Callable[[], bool] | None = None,
     ) -> None:
+        """Args: needs_machine: whether training shall pause for now; None = it never does. Asked twice a second."""
         self._link = link
         self._authority = authority
         self._settings = settings
         self._clock = clock or SystemClock()
+        self._needs_machine = needs_machine
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._server: SocketServer | None = None
@@ -122,9 +131,12 @@ class RoundHost:
             self.stop()
 
     def tend(self) -> None:
-        """Notice a worker that ended; start it again if it crashed while an offer is open."""
+        """Notice a worker that ended; start it again if it crashed while an offer is open. Let one that runs pause."""
         with self._lock:
-            if self._process is None or self._process.poll() is None:
+            if self._process is None:
+                return
+            if self._process.poll() is None:
+                self._ask_to_pause()
                 return
             code = self._process.returncode
             self._clean_up()
@@ -156,6 +168,7 @@ class RoundHost:
         self._server.start()
         configuration = {
             "socket": str(socket_path),
+            "pause_flag": str(self._folder / PAUSE_NAME),
             "node_key": str(self._settings.node_key),
             "remembered": str(self._settings.state / f"flower-node{self._settings.superlink}"),
             "memory_bytes": self._settings.memory_bytes,
@@ -180,6 +193,14 @@ class RoundHost:
         self._server.allow(self._process.pid)
         self._process.stdin.write(json.dumps(configuration).encode())
         self._process.stdin.close()
+
+    def _ask_to_pause(self) -> None:
+        if self._needs_machine is None or self._folder is None:
+            return
+        flag, wanted = PauseFlag(self._folder / PAUSE_NAME), self._needs_machine()
+        if flag.is_up() != wanted:
+            logger.info("training pauses for serving" if wanted else "training goes on")
+            flag.show(wanted=wanted)
 
     def _clean_up(self) -> None:
         if self._server is not None:

@@ -39,6 +39,7 @@ class WorkerConfiguration:
     """What the agent tells a worker. It names no key but the Flower node's."""
 
     socket: str
+    pause_flag: str
     node_key: str
     remembered: str
     memory_bytes: int
@@ -62,6 +63,7 @@ def _work(configuration: WorkerConfiguration, walls: Isolation) -> int:
     from holdfast.learn.agent_socket import AgentSocket
     from holdfast.learn.answer import Answerer
     from holdfast.learn.flower_fleet import FlowerFleet
+    from holdfast.learn.pause_flag import PauseFlag
 
     agent = AgentSocket(configuration.socket)
     agent.ask("/isolation", json.dumps(asdict(walls)).encode())
@@ -72,7 +74,9 @@ def _work(configuration: WorkerConfiguration, walls: Isolation) -> int:
     try:
         transport.activate()
         threading.Thread(target=_beat, args=(transport, clock, ended), name="heartbeat", daemon=True).start()
-        serve(transport, Answerer(agent, clock, Path(configuration.remembered).parent), configuration, clock)
+        flag = PauseFlag(Path(configuration.pause_flag))
+        answerer = Answerer(agent, clock, Path(configuration.remembered).parent, flag.is_up)
+        serve(transport, answerer, configuration, clock)
     except NodeRefusedError as error:
         _log_place("the node key was refused", error)
         return EXIT_REFUSED

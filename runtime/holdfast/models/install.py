@@ -21,6 +21,7 @@ from holdfast.bundle.verify import UnverifiedBundle, VerifiedBundle, read_bundle
 from holdfast.clock import Clock
 from holdfast.errors import FormatError, HoldfastError, LinkError, ModelError, StateError, TrialError, TrustError
 from holdfast.inference.graph_cache import GraphCache
+from holdfast.inference.memory import give_back
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSession, SessionOptions
 from holdfast.inference.tensors import TensorRequest
@@ -141,6 +142,7 @@ class Installer:
                     continue
                 self._restore(slots)
             self._store.collect()
+            give_back()
 
     def handle(self, deliveries: Iterable[AssignmentDelivery]) -> None:
         """Carry out what a check-in brought, oldest first; what was carried out or refused before is passed over.
@@ -183,6 +185,7 @@ class Installer:
                 self._store.move(assignment.model, REFUSED)
                 self._emit(assignment, EVENT_TRIAL_FAILED if failed else EVENT_REFUSED, _reason(error))
             self._store.collect()
+            give_back()  # the model before, and the bundle's own bytes
 
     def confirm_due(self) -> None:
         """Confirm what has served long enough and still answers its golden inputs; roll back what does not."""
@@ -198,6 +201,7 @@ class Installer:
                     self._emit_slot(slots, slots.current, EVENT_CONFIRMED, "")
                 else:
                     self._roll_back(self._store.slots(name), _reason(error))
+                    give_back()
 
     def _install(self, delivery: AssignmentDelivery, slot: Slot) -> None:
         now_utc_ns = self._surroundings.clock.utc_ns()

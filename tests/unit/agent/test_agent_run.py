@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.fakes import served_models as models
 from tests.fakes.coordinator import FakeCoordinator
 from tests.fakes.enrolled import SitePrincipals, enrol_device
 from tests.fakes.policies import DAY_NS, make_policy
@@ -22,7 +23,9 @@ from holdfast.config import AgentConfig
 from holdfast.errors import PolicyError, SettingsError, StateError, UsageError
 from holdfast.identity.device import Device
 from holdfast.identity.state import open_state
+from holdfast.inference.session import ModelSource, load_session
 from holdfast.lifecycle import Stop, run
+from holdfast.observe.objective import MIN_REQUESTS
 from holdfast.policy.document import sign_policy
 from holdfast.settings import load
 from holdfast.wire.messages import Report
@@ -196,3 +199,31 @@ def test_a_path_setting_is_read_from_toml_and_flag(tmp_path: Path) -> None:
 
     assert load(AgentConfig, path=tmp_path / "agent.toml", environment={}).data == Path("/data/a.npz")
     assert load(AgentConfig, environment={}).data is None
+
+
+def test_served_requests_are_held_against_the_objective(coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    enrol_device(coordinator, tmp_path / "state")
+    config = dataclasses.replace(CONFIG, p99_objective_ms=0.001)
+    parts = open_parts(open_state(tmp_path / "state"), config, SystemClock())
+    parts.pool.swap("m", "1", load_session(ModelSource(models.scale(2.0))))
+    agent = Agent(parts)
+    address = str(agent.start())
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
+
+    try:
+        assert parts.objective is not None
+        for _ in range(MIN_REQUESTS):
+            assert ask(address, "/v2/models/m/infer", body)[0] == 200
+        assert parts.objective.look(), "no request is answered in a microsecond"
+    finally:
+        agent.stop()
+        parts.close()
+
+
+def test_without_an_objective_nobody_looks(coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    enrol_device(coordinator, tmp_path / "state")
+
+    parts = open_parts(open_state(tmp_path / "state"), CONFIG, SystemClock())
+
+    parts.close()
+    assert parts.objective is None

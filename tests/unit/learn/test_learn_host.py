@@ -16,7 +16,8 @@ from tests.fakes.clock import FakeClock
 from holdfast.errors import LinkError
 from holdfast.learn.agent_socket import AgentSocket
 from holdfast.learn.authority import Ground, RoundAuthority
-from holdfast.learn.host import RoundHost, WorkerSettings
+from holdfast.learn.host import PAUSE_NAME, RoundHost, WorkerSettings
+from holdfast.learn.pause_flag import PauseFlag
 from holdfast.learn.socket_server import Answer, SocketServer
 from holdfast.policy.evaluate import ALLOWED, Decision
 from holdfast.trust.envelope import Envelope, sign_envelope
@@ -115,6 +116,37 @@ def test_what_is_no_offer_starts_no_worker(host: RoundHost):
     host.handle([Envelope("x", b"\xff", ())])
 
     assert host.worker_pid == 0
+
+
+class RunningProcess:
+    """A worker that runs."""
+
+    pid = 7
+
+    def poll(self) -> None:
+        return None
+
+
+def test_worker_is_asked_to_pause_while_serving_needs_the_machine(host: RoundHost, tmp_path: Path):
+    needs = iter([False, True, True, False])
+    host._needs_machine = lambda: next(needs)
+    host._process, host._folder = RunningProcess(), tmp_path
+    seen = PauseFlag(tmp_path / PAUSE_NAME)
+
+    states = []
+    for _ in range(4):
+        host.tend()
+        states.append(seen.is_up())
+
+    assert states == [False, True, True, False]
+
+
+def test_worker_without_an_objective_is_never_asked_to_pause(host: RoundHost, tmp_path: Path):
+    host._process, host._folder = RunningProcess(), tmp_path
+
+    host.tend()
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.fakes.clock import FakeClock
 from holdfast.bundle.manifest import Runtime, Tensor
 from holdfast.bundle.verify import read_bundle
 from holdfast.errors import HoldfastError, LinkError, ModelError, TrustError, UnknownModelError
+from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.models.install import Installer, InstallSettings, Surroundings
@@ -379,3 +381,25 @@ def _dies_at_verified(store: ModelStore) -> Callable[..., object]:
         return result
 
     return move
+
+
+def test_memory_of_the_model_before_is_given_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[bool] = []
+    device.installer.handle([bundles.delivery(KEYS, FIRST, 1)])
+    before = weakref.ref(device.pool.get("scale").session)
+    monkeypatch.setattr("holdfast.models.install.give_back", lambda: left.append(before() is not None))
+
+    device.installer.handle([bundles.delivery(KEYS, CANDIDATE, 2)])
+
+    assert left == [False], "called once, when nothing holds the old model any more"
+
+
+def test_graphs_are_kept_for_the_next_start_if_asked(tmp_path: Path) -> None:
+    device = Device(tmp_path / "models", BlobServer(FIRST))
+    cache = GraphCache(tmp_path / "graphs")
+    device.installer._settings = InstallSettings(cache=cache)
+
+    device.installer.handle([bundles.delivery(KEYS, FIRST, 1)])
+
+    assert device.answer() == [1, 2, 3, 4]
+    assert len(list((tmp_path / "graphs").iterdir())) == 1
