@@ -137,7 +137,7 @@ def test_what_it_prints_works_as_it_stands(digits: Path) -> None:
     assert [output["name"] for output in by_http["outputs"]] == ["probabilities", "digit"]
 
 
-def test_serving_process_holds_neither_flwr_nor_onnx_nor_torch(digits: Path, tmp_path: Path) -> None:
+def test_serving_process_holds_nothing_that_it_does_not_use(digits: Path, tmp_path: Path) -> None:
     """One gRPC and one HTTP request, then the serving process lists its own modules as it ends."""
     script = tmp_path / "watched.py"
     script.write_text(
@@ -160,8 +160,9 @@ def test_serving_process_holds_neither_flwr_nor_onnx_nor_torch(digits: Path, tmp
             process.kill()
 
     loaded = set(json.loads(rest))
-    assert {"holdfast", "onnxruntime", "grpc"} <= loaded
-    assert loaded & {"flwr", "onnx", "torch", "sklearn", "starlette", "tritonclient", "holdfast_federation"} == set()
+    assert {"holdfast", "onnxruntime"} <= loaded
+    unused = {"flwr", "onnx", "torch", "sklearn", "starlette", "tritonclient", "holdfast_federation"}
+    assert loaded & (unused | {"grpc", "cryptography"}) == set()  # 9 MB each
 
 
 BAD_FILES: dict[str, tuple[object, list[str], str, str]] = {
