@@ -1,7 +1,7 @@
 """Whether requests are answered as fast as their operator wants: the p99 of the last seconds beside its objective.
 
 It is what learning on the same machine yields to. Rules: told of every answer on the thread that gives it, it appends
-one number; judged twice a second elsewhere. A handful of requests proves nothing, so below MIN_REQUESTS nobody is asked
+its numbers; judged twice a second elsewhere. A handful of requests proves nothing, so below MIN_REQUESTS nobody is asked
 to yield; errors are not latencies and are left out.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from holdfast.lifecycle import Stop
@@ -23,10 +24,11 @@ OK = "ok"
 
 
 class Answered(Protocol):
-    """The part of an answered request that is looked at; `serving.protocols.TapEvent` has it."""
+    """The part of answered requests that is looked at; `serving.protocols.TapEvent` has it."""
 
     @property
-    def latency_s(self) -> float: ...
+    def latencies_s(self) -> Sequence[float]:
+        """Of each request that was answered together with others; often one."""
 
     @property
     def outcome(self) -> str:
@@ -44,9 +46,9 @@ class LatencyObjective:
         self._is_missed = False
 
     def on_response(self, event: Answered) -> None:
-        """Note one answer."""
+        """Note answers."""
         if event.outcome == OK:
-            self._latest.append(event.latency_s)
+            self._latest.extend(event.latencies_s)
 
     @property
     def is_missed(self) -> bool:
