@@ -1,7 +1,7 @@
 """Whether requests are answered as fast as their operator wants: the p99 of the last seconds beside its objective.
 
 It is what learning on the same machine yields to. Rules: told of every answer on the thread that gives it, it appends
-its numbers; judged twice a second elsewhere. A handful of requests proves nothing, so below MIN_REQUESTS nobody is asked
+its numbers; judged twice a second elsewhere. A handful of requests proves nothing: below MIN_REQUESTS nobody is asked
 to yield; errors are not latencies and are left out.
 """
 
