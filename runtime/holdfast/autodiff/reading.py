@@ -1,7 +1,8 @@
 """Reads a served model into what differentiation needs: live nodes in order, every shape, the logits.
 
 Rules: nothing is guessed. The batch axis is fixed to a number, every other axis must be static already; functions are
-inlined; older operator sets are converted; a part that can't be read this way is refused with its name.
+inlined, and branches that are known to be taken; older operator sets are converted; a part that can't be read this way
+is refused with its name.
 
 The logits: training needs the scores before any Softmax. An output made by Softmax or LogSoftmax over its last axis is
 replaced by what feeds that node (cross-entropy of the softmax of the logits is what the loss computes itself, and more
@@ -30,6 +31,7 @@ from onnx import (
     version_converter,
 )
 
+from holdfast.autodiff.branches import inline_known_branches
 from holdfast.autodiff.folding import fold
 from holdfast.autodiff.writer import names_read
 from holdfast.errors import AutodiffError
@@ -241,15 +243,19 @@ def _inferred(
     """The model with every shape it can be given and its arithmetic of constants done, and the constants."""
     known: dict[str, NDArray[np.generic]] = {}
     for _ in range(MAX_FOLDING_ROUNDS):
+        # a branch that is never taken may not fit; while there are branches, what is wrong shows as a missing shape
+        strict = not any(node.op_type == "If" for node in model.graph.node)
         try:
-            model = shape_inference.infer_shapes(_expanded(model), check_type=True, strict_mode=True, data_prop=True)
+            model = shape_inference.infer_shapes(_expanded(model), check_type=True, strict_mode=strict, data_prop=True)
         except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
             raise AutodiffError(f"shapes for batch {batch} can't be inferred: {_first_line(error)}") from error
         shapes, _types = _known_shapes(model.graph)
         left = len(model.graph.node)
         known = fold(model, shapes, parameters)
         _forget_unknown(model.graph)
-        if len(model.graph.node) == left and not _add_shapes(model.graph, shapes):
+        inlined = inline_known_branches(model.graph, known)
+        added = _add_shapes(model.graph, shapes)
+        if len(model.graph.node) == left and not inlined and not added:
             break
     return model, known
 

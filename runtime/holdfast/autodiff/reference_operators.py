@@ -1,7 +1,8 @@
 """Operators for ONNX's reference evaluator in float64, in the place of its own.
 
 Why: its ConvTranspose knows no groups, its Conv takes seconds for a small image, its MaxPool names wrong indices for
-some strides, and its Erf and Gelu round to float32, which drowns a difference quotient.
+some strides, its AveragePool counts what rounding up adds, its GatherElements and ScatterElements know no index that is
+smaller than the data, and its Erf and Gelu round to float32, which drowns a difference quotient.
 """
 
 from __future__ import annotations
@@ -55,14 +56,7 @@ class MaxPool(OpRun):
         rank = x.ndim - 2
         steps, gaps = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
         before, after = _pads(x.shape[2:], kernel_shape, steps, gaps, pads, auto_pad)
-        count, behind = [], []
-        for i, size in enumerate(x.shape[2:]):
-            span = (kernel_shape[i] - 1) * gaps[i] + 1
-            room = size + before[i] + after[i] - span
-            windows = (-(-room // steps[i]) if ceil_mode else room // steps[i]) + 1
-            windows -= (windows - 1) * steps[i] >= size + before[i]  # none may begin behind the input
-            count.append(windows)
-            behind.append(max((windows - 1) * steps[i] + span - size - before[i], after[i]))
+        count, behind = _windows(x.shape[2:], kernel_shape, steps, gaps, (before, after), rounds_up=bool(ceil_mode))
         edges = [(0, 0), (0, 0), *zip(before, behind, strict=True)]
         wide = np.pad(x, edges, constant_values=-np.inf)
         flat = np.pad(np.arange(x.size).reshape(x.shape), edges, constant_values=-1)
@@ -72,6 +66,66 @@ class MaxPool(OpRun):
         chosen = seen.argmax(axis=0)[None]
         found = (np.take_along_axis(seen, chosen, 0)[0], np.take_along_axis(where, chosen, 0)[0])
         return found[: len(self.onnx_node.output)]
+
+
+class AveragePool(OpRun):
+    """The mean of each window; the padding counts if asked for, what rounding up adds never does."""
+
+    def _run(
+        self,
+        x: Doubles,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        count_include_pad: int | None = None,
+        dilations: Sizes | None = None,
+        kernel_shape: Sizes = (),
+        pads: Sizes | None = None,
+        strides: Sizes | None = None,
+    ) -> tuple[Doubles]:
+        rank = x.ndim - 2
+        steps, gaps = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
+        before, after = _pads(x.shape[2:], kernel_shape, steps, gaps, pads, auto_pad)
+        count, behind = _windows(x.shape[2:], kernel_shape, steps, gaps, (before, after), rounds_up=bool(ceil_mode))
+        more = [(0, wide - given) for wide, given in zip(behind, after, strict=True)]
+        given = [(0, 0), (0, 0), *zip(before, after, strict=True)]
+        inside = np.pad(np.ones_like(x), given, constant_values=1.0 if count_include_pad else 0.0)
+        wide, inside = (np.pad(each, [(0, 0), (0, 0), *more]) for each in (np.pad(x, given), inside))
+        total, counted = np.zeros((*x.shape[:2], *count)), np.zeros((*x.shape[:2], *count))
+        for offset in product(*(range(k) for k in kernel_shape)):
+            seen = _index(..., *_places(offset, gaps, steps, count))
+            total += wide[seen]
+            counted += inside[seen]
+        return (total / counted,)
+
+
+class GatherElements(OpRun):
+    """The element of the data at each place of the index, along one axis."""
+
+    def _run(
+        self, data: NDArray[np.generic], indices: NDArray[np.int64], axis: int | None = None
+    ) -> tuple[NDArray[np.generic], ...]:
+        return (data[_elements(data, indices, axis or 0)],)
+
+
+class ScatterElements(OpRun):
+    """The data, with updates put or added at the places of the index."""
+
+    def _run(
+        self,
+        data: NDArray[np.generic],
+        indices: NDArray[np.int64],
+        updates: NDArray[np.generic],
+        axis: int | None = None,
+        reduction: str | None = None,
+    ) -> tuple[NDArray[np.generic], ...]:
+        made, places = data.copy(), _elements(data, indices, axis or 0)
+        if reduction in (None, "none"):
+            made[places] = updates
+        else:
+            {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction].at(
+                made, places, updates
+            )
+        return (made,)
 
 
 class Conv(OpRun):
@@ -150,6 +204,28 @@ def _places(offset: Sizes, gaps: Sizes, steps: Sizes, count: Sizes | list[int]) 
     return tuple(slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(begins, count, steps, strict=True))
 
 
+def _windows(
+    shape: Sizes, kernel: Sizes, steps: Sizes, gaps: Sizes, pads: tuple[Sizes, Sizes], *, rounds_up: bool
+) -> tuple[list[int], list[int]]:
+    """How many windows there are per axis, and how far behind the input they reach."""
+    count, behind = [], []
+    for i, size in enumerate(shape):
+        span = (kernel[i] - 1) * gaps[i] + 1
+        room = size + pads[0][i] + pads[1][i] - span
+        windows = (-(-room // steps[i]) if rounds_up else room // steps[i]) + 1
+        windows -= (windows - 1) * steps[i] >= size + pads[0][i]  # none may begin behind the input
+        count.append(windows)
+        behind.append(max((windows - 1) * steps[i] + span - size - pads[0][i], pads[1][i]))
+    return count, behind
+
+
+def _elements(data: NDArray[np.generic], indices: NDArray[np.int64], axis: int) -> Any:
+    """An index of numpy that picks each element of `indices` along one axis, its own place along the others."""
+    places: list[Any] = list(np.ogrid[tuple(slice(size) for size in indices.shape)])
+    places[axis] = indices
+    return tuple(places)
+
+
 def _pads(
     size: Sizes, kernel: Sizes, steps: Sizes, gaps: Sizes, pads: Sizes | None, mode: str | None
 ) -> tuple[Sizes, Sizes]:
@@ -165,6 +241,9 @@ def _pads(
     return given[:rank], given[rank:]
 
 
-OPERATORS: tuple[type[OpRun], ...] = (Erf, Gelu, MaxPool, Conv, ConvTranspose)
+OPERATORS: tuple[type[OpRun], ...] = (
+    *(Erf, Gelu, MaxPool, AveragePool, Conv, ConvTranspose),
+    *(GatherElements, ScatterElements),
+)
 for _operator in OPERATORS:
     _operator.op_domain = ""

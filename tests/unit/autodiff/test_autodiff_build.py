@@ -398,8 +398,9 @@ def test_build_refuses_a_parameter_read_inside_a_branch(trainable: str | list[st
     branch = helper.make_graph(
         [node("MatMul", ["x", "w"], ["inner"])], "then", [], [helper.make_tensor_value_info("inner", 1, (2, 4))]
     )
-    nodes = [node("If", ["yes"], ["logits"], name="choice", then_branch=branch, else_branch=branch)]
-    model = classifier(nodes, {**W34, "yes": np.array(True)}, inputs=X3)
+    chosen = [node("ReduceSum", ["x"], ["sum"], keepdims=0), node("Cast", ["sum"], ["yes"], to=TensorProto.BOOL)]
+    made = node("If", ["yes"], ["logits"], name="choice", then_branch=branch, else_branch=branch)
+    model = classifier([*chosen, made], W34, inputs=X3)
 
     with pytest.raises(AutodiffError, match=r"'choice' \(If\)"):
         build_graphs(model, batch=2, trainable=trainable)

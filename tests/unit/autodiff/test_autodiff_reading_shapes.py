@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import NodeProto, TensorProto, helper
 from tests.fakes.models import classifier
 
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import split_weights
 from holdfast.autodiff.selfcheck import check_gradients
+from holdfast.errors import AutodiffError
 
 node = helper.make_node
 RNG = np.random.default_rng(0)
@@ -89,3 +91,51 @@ def test_shapes_of_an_earlier_round_do_not_outlive_it() -> None:
     stale.graph.value_info.append(helper.make_tensor_value_info("picked", TensorProto.FLOAT, ["any", "one", 6]))
 
     assert_learns(stale.SerializeToString(), {"table", "head"})
+
+
+def branch(
+    name: str, nodes: list[NodeProto], made: str, stored: dict[str, np.ndarray] | None = None
+) -> onnx.GraphProto:
+    tensors = [onnx.numpy_helper.from_array(value, key) for key, value in (stored or {}).items()]
+    return helper.make_graph(nodes, name, [], [helper.make_empty_tensor_value_info(made)], tensors)
+
+
+def squeezed_if_it_has_one(condition: list[NodeProto], *, last: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+    """x.squeeze(2) of x[batch, 4, last], as an exporter writes it, and a classifier of what comes out."""
+    asked = node(
+        "If",
+        ["is_one"],
+        ["s"],
+        name="choice",
+        then_branch=branch("then", [node("Squeeze", ["h", "at"], ["a"])], "a", {"at": np.array([2])}),
+        else_branch=branch("else", [node("Identity", ["h"], ["b"])], "b"),
+    )
+    head = [node("Flatten", ["s"], ["f"]), node("MatMul", ["f", "head"], ["logits"])]
+    weights = {"w": drawn(4, 1), "head": drawn(4 * last, 3), **integers(two=2, one=1)}
+    return [node("Mul", ["x", "w"], ["h"]), *condition, asked, *head], weights
+
+
+SIZE_IS_ONE = [
+    node("Shape", ["h"], ["shape"]),
+    node("Gather", ["shape", "two"], ["size"]),
+    node("Equal", ["size", "one"], ["is_one"]),
+]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_the_branch_that_a_static_size_takes_is_inlined(last: int) -> None:
+    nodes, weights = squeezed_if_it_has_one(SIZE_IS_ONE, last=last)
+
+    assert_learns(classifier(nodes, weights, inputs={"x": ("batch", 4, last)}), {"w", "head"})
+
+
+def test_a_branch_that_samples_choose_is_refused_by_name() -> None:
+    condition = [
+        node("ReduceSum", ["h"], ["sum"], keepdims=0),
+        node("Greater", ["sum", "level"], ["is_one"]),
+    ]
+    nodes, weights = squeezed_if_it_has_one(condition, last=1)
+    weights["level"] = np.array(0, np.float32)
+
+    with pytest.raises(AutodiffError, match=r"'choice' \(If\)"):
+        build_graphs(classifier(nodes, weights, inputs={"x": ("batch", 4, 1)}), batch=3)
