@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from holdfast.author.reference import Samples, batch_mixing, find_scores, golden_rows, measure_profile, run_rows
+from holdfast.author.rehearsal import rehearse
 from holdfast.autodiff.build import StepOptions, TrainingGraphs, build_graphs
 from holdfast.autodiff.externalise import SplitModel, split_weights
 from holdfast.autodiff.parameters import layout_of
 from holdfast.autodiff.reading import parse_model
 from holdfast.autodiff.selfcheck import check_gradients
 from holdfast.bundle.files import (
+    ACCUMULATE_GRAPH,
+    APPLY_GRAPH,
     CARD_FILE,
     EVALUATE_GRAPH,
     GOLDEN_FILE,
@@ -70,8 +73,9 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How devices may train it: samples per step, which parameters ("all" or shell patterns), loss and optimizer.
+    """How devices may train it: samples per batch, batches per step (`accumulate`), which parameters, loss, optimizer.
 
+    `trainable` is "all" or shell patterns.
     Loss and optimizer are names of the registry, with settings behind a colon ("huber:delta=0.5"). `step` says what a
     step does beyond them. proximal_mu, gradient_clip: what a round uses that says nothing else; they give the graph the
     inputs for it.
@@ -85,12 +89,18 @@ class TrainingPlan:
     step: StepOptions = field(default_factory=StepOptions)
     proximal_mu: float | None = None
     gradient_clip: float | None = None
+    accumulate: int = 1
 
     @property
     def options(self) -> StepOptions:
         """What the graphs are built with."""
         pulls, clips = self.proximal_mu is not None, self.gradient_clip is not None
-        return replace(self.step, proximal=self.step.proximal or pulls, clip=self.step.clip or clips)
+        return replace(
+            self.step,
+            proximal=self.step.proximal or pulls,
+            clip=self.step.clip or clips,
+            accumulate=self.accumulate > 1,
+        )
 
 
 def pack(
@@ -108,6 +118,7 @@ def pack(
         AutodiffError: no training graphs can be built, or their gradients are wrong.
         BundleError: a fact or the samples are out of bounds.
         ModelError, InvalidTensorError: the model does not run on the samples as it will be served.
+        TrainingError, DatasetError: a device would refuse to learn with it.
     """
     contract = None if training is None else _contract(training)
     graphs = None if training is None else build_planned(model_bytes, training)
@@ -151,7 +162,10 @@ def pack(
         profile=edges,
     )
     manifest_bytes = encode_manifest(manifest)
-    return write_bundle(manifest_bytes, sign_envelope(MANIFEST_TYPE, manifest_bytes, signer), files)
+    bundle = write_bundle(manifest_bytes, sign_envelope(MANIFEST_TYPE, manifest_bytes, signer), files)
+    if contract is not None:
+        rehearse(bundle, samples)
+    return bundle
 
 
 def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
@@ -189,6 +203,7 @@ def _contract(plan: TrainingPlan) -> Training:
         loss=recipe_named("loss", plan.loss),
         optimizer=recipe_named("optimizer", plan.optimizer),
         batch=plan.batch,
+        accumulate=plan.accumulate,
         batch_norm=options.batch_norm,
         dropout=options.dropout,
         proximal_mu=float(plan.proximal_mu or 0.0) if options.proximal else None,
@@ -200,6 +215,8 @@ def _graph_files(graphs: TrainingGraphs) -> dict[str, bytes]:
     files = {TRAIN_GRAPH: graphs.train, EVALUATE_GRAPH: graphs.evaluate, LOSS_GRAPH: graphs.loss}
     if graphs.input_gradient is not None:
         files[INPUT_GRADIENT_GRAPH] = graphs.input_gradient
+    if graphs.accumulate is not None and graphs.apply is not None:
+        files |= {ACCUMULATE_GRAPH: graphs.accumulate, APPLY_GRAPH: graphs.apply}
     return files
 
 

@@ -6,6 +6,7 @@ The contract (standard operators, one static batch size B, float32):
     train              also `learning_rate` float32[]; gives `<parameter>.new` for each, and `loss` float32[] (mean)
     evaluate           gives `loss_sum` float32[], `correct` int64[], `count` int64[] (of labels)
     loss               gives `loss` float32[] (mean), by the forward pass of the training step
+    accumulate, apply  a step over several batches, in two graphs (see `accumulation.py`)
     input_gradient     gives `<input>.gradient`: row b is d loss_b / d input_b, independent of the other rows
 As the build asks, `train` has more: optimizer state `<parameter>.<slot>` with its `.new`, `<parameter>.anchor` and
 `proximal_mu`, `clip_norm`, random numbers `<value>.uniform` (`loss` has them too), and statistics that stay on the
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 
 from onnx import TensorProto
 
+from holdfast.autodiff.accumulation import StepParts, emit_accumulate, emit_apply
 from holdfast.autodiff.emission import Output, emit, new_writer
 from holdfast.autodiff.loss import (
     Loss,
@@ -56,12 +58,14 @@ class StepOptions:
     dropout: whether Dropout nodes drop units; they need random numbers at every step.
     proximal: whether parameters are pulled towards anchors (FedProx).
     clip: whether the gradient's norm over all parameters is bounded.
+    accumulate: whether there are graphs for steps over several batches as well; needs frozen statistics.
     """
 
     batch_norm: str = FROZEN
     dropout: bool = False
     proximal: bool = False
     clip: bool = False
+    accumulate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class TrainingGraphs:
     `input_gradient` is None where no gradient can reach a float input (token ids, an operator without a rule in a
     frozen body); `input_gradient_refusal` then says why. `data_inputs` have the batch axis first. `labels` says what
     the labels are. `state` is what `train` hands from step to step; `noise` what it wants as uniform random numbers.
-    `statistics` are the trainable entries that learn by averaging and have no gradient.
+    `statistics` are the trainable entries that learn by averaging and have no gradient. `accumulate` and `apply` are
+    there if the options ask for them.
     """
 
     train: bytes
@@ -90,6 +95,8 @@ class TrainingGraphs:
     state: tuple[StateTensor, ...] = ()
     noise: tuple[DataInput, ...] = ()
     statistics: tuple[str, ...] = ()
+    accumulate: bytes | None = None
+    apply: bytes | None = None
 
     @property
     def parameters(self) -> tuple[LayoutEntry, ...]:
@@ -179,6 +186,7 @@ def build_graphs(
 
 def _graphs(plan: _Plan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
     train, noise = _train(plan)
+    parts = _parts(plan) if plan.options.accumulate else None
     input_gradient, refusal = _input_gradient(plan)
     return TrainingGraphs(
         train=train,
@@ -197,6 +205,24 @@ def _graphs(plan: _Plan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
         state=(*plan.local_statistics, *state_of(plan.rule, plan.differentiated)),
         noise=tuple(DataInput(name, int(TensorProto.FLOAT), shape) for name, shape in noise),
         statistics=() if plan.local_statistics else tuple(tensor.name for tensor in plan.statistics),
+        accumulate=emit_accumulate(parts) if parts else None,
+        apply=emit_apply(parts, LOSS) if parts else None,
+    )
+
+
+def _parts(plan: _Plan) -> StepParts:
+    """What the graphs of steps over several batches are made of."""
+    if plan.options.batch_norm != FROZEN:
+        raise AutodiffError("steps over several batches cannot take statistics of a batch; freeze them (batch_norm)")
+    return StepParts(
+        forward=plan.forward,
+        layout=plan.layout,
+        loss=plan.loss,
+        loss_inputs=plan.loss_inputs,
+        rule=plan.rule,
+        parameters=plan.differentiated,
+        inputs=_inputs(plan),
+        dropout=plan.options.dropout,
     )
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 from holdfast.bundle.change import check_same_but_weights, check_weight_change
 from holdfast.bundle.files import (
+    ACCUMULATE_GRAPH,
     ANCESTOR_MANIFEST_FILE,
     ANCESTOR_SIGNATURE_FILE,
+    APPLY_GRAPH,
     CARD_FILE,
     EVALUATE_GRAPH,
     GOLDEN_FILE,
@@ -185,6 +187,8 @@ def _check_files(manifest: Manifest, files: Mapping[str, bytes]) -> None:
     required = set(_REQUIRED)
     if manifest.training is not None:
         required |= {TRAIN_GRAPH, EVALUATE_GRAPH}
+    if manifest.training is not None and manifest.training.accumulate > 1:
+        required |= {ACCUMULATE_GRAPH, APPLY_GRAPH}
     if manifest.lineage is not None:
         required |= _ANCESTRY
         allowed |= _ANCESTRY

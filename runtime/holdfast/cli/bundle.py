@@ -70,7 +70,7 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say how a model may be trained."""
-    parser.add_argument("--batch", type=int, default=10, help="samples per training step (default: 10)")
+    parser.add_argument("--batch", type=int, default=10, help="samples that are computed at once (default: 10)")
     parser.add_argument("--trainable", action="append", metavar="PATTERN", help="parameters that learn; default: all")
     parser.add_argument(
         "--loss",
@@ -82,6 +82,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--optimizer", default="sgd", metavar="NAME[:SETTING=VALUE]", help="sgd, momentum, nesterov, adam, adamw ..."
     )
     parser.add_argument("--tied", action="append", default=[], metavar="PATTERN", help="parameters shared on purpose")
+    parser.add_argument(
+        "--accumulate", type=int, default=1, metavar="K", help="batches per training step, added up (default: 1)"
+    )
     parser.add_argument("--batch-norm", choices=("frozen", "averaged", "local"), default="frozen", help="statistics")
     parser.add_argument("--dropout", action="store_true", help="drop units in training")
     parser.add_argument(
@@ -97,8 +100,9 @@ def training_plan(arguments: argparse.Namespace) -> TrainingPlan:
     from holdfast.author.pack import TrainingPlan
     from holdfast.autodiff.build import StepOptions
 
-    if arguments.batch < 1:
-        raise UsageError(f"--batch must be 1 or more, got {arguments.batch}")
+    for flag, number in (("--batch", arguments.batch), ("--accumulate", arguments.accumulate)):
+        if number < 1:
+            raise UsageError(f"{flag} must be 1 or more, got {number}")
     for flag, value in (("--proximal-mu", arguments.proximal_mu), ("--clip-norm", arguments.clip_norm)):
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"{flag} must be 0 or more, got {value}")
@@ -112,6 +116,7 @@ def training_plan(arguments: argparse.Namespace) -> TrainingPlan:
         step=StepOptions(batch_norm=arguments.batch_norm, dropout=arguments.dropout),
         proximal_mu=arguments.proximal_mu,
         gradient_clip=arguments.clip_norm,
+        accumulate=arguments.accumulate,
     )
 
 

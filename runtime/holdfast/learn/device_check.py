@@ -43,8 +43,9 @@ from holdfast.learn.reference_optimizer import (
     updated,
 )
 from holdfast.learn.step_session import LearningSession
-from holdfast.learn.steps import ANCHOR, LOSS, NEW, Feeds, anchors, fed, initial_state, noise
+from holdfast.learn.steps import ANCHOR, LOSS, NEW, AccumulatingSteps, Feeds, anchors, fed, initial_state, noise
 from holdfast.learn.trainable import TrainableBundle
+from holdfast.learn.training import Accumulation
 
 # A power of two, so large that p.new = p - rate * g keeps all digits of g: g = (p - p.new) / rate is exact to float32.
 PROBE_RATE = 2.0**40
@@ -221,23 +222,39 @@ def _rule_error(opened: TrainableBundle, probe: _Probe) -> float:
         count=3,
     )
     scalars = {"learning_rate": 0.01, "proximal_mu": 0.5, "clip_norm": numbers.gradient_clip}
-    made = _steps_of(probe, {**given, **_scalars(train, scalars)}, [*probe.parameters, *state])
+    given |= _scalars(train, scalars)
+    names = [*probe.parameters, *state]
+    steps = [train.run([name + NEW for name in names], {**probe.feeds, **given})]
+    if opened.accumulation is not None:
+        steps.append(_accumulated(opened.accumulation, opened.weights.tobytes(), {**probe.feeds, **given}, names))
     wide = {name: array.astype(np.float64) for name, array in {**shifted, **state}.items()}
     anchored = {name: wide[name] for name in probe.parameters}
     expected = updated(optimizer, probe.parameters, probe.gradient, anchored, wide, numbers)
-    worst = 0.0
-    for name, wanted in expected.items():
-        before = probe.parameters.get(name, wide.get(name))
-        assert before is not None
-        rounding = 1e-6 * float(np.linalg.norm(before)) + 1e-12
-        difference = float(np.linalg.norm(made[name] - wanted)) - rounding
-        worst = max(worst, difference / (float(np.linalg.norm(wanted - before)) + rounding))
-    return worst
+    before = {**wide, **probe.parameters}
+    return max(
+        _difference(before[name], expected[name], array.astype(np.float64))
+        for made in steps
+        for name, array in zip(names, made, strict=True)
+    )
 
 
-def _steps_of(probe: _Probe, given: Mapping[str, Array], names: list[str]) -> dict[str, Floats64]:
-    made = probe.train.run([name + NEW for name in names], {**probe.feeds, **given})
-    return {name: array.astype(np.float64) for name, array in zip(names, made, strict=True)}
+def _difference(before: Floats64, wanted: Floats64, made: Floats64) -> float:
+    """Of a value that was to change from `before` to `wanted`, relative to that change."""
+    rounding = 1e-6 * float(np.linalg.norm(before)) + 1e-12
+    return (float(np.linalg.norm(made - wanted)) - rounding) / (float(np.linalg.norm(wanted - before)) + rounding)
+
+
+def _accumulated(graphs: Accumulation, weights: bytes, feeds: Feeds, names: list[str]) -> list[Array]:
+    """A step over the same batch twice, which has the same mean gradient."""
+    batches = LearningSession(graphs.accumulate, "accumulate", (), weights=weights, threads=1)
+    apply = LearningSession(graphs.apply, "apply", (), weights=weights, threads=1)
+    state = {name: feeds[name] for name in (output.removesuffix(NEW) for output in apply.outputs) if name in feeds}
+    fixed = {name: array for name, array in feeds.items() if name in apply.inputs and name not in state}
+    steps = AccumulatingSteps(batches, apply, state, fixed)
+    batch = {name: array for name, array in feeds.items() if name in batches.inputs and name not in state}
+    steps.step(batch, batch)
+    made = steps.state()
+    return [made[name] for name in names]
 
 
 def _loss_of(opened: TrainableBundle, probe: _Probe) -> Callable[[Mapping[str, Floats64]], float]:

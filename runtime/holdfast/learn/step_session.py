@@ -22,7 +22,7 @@ NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(b
 
 
 class LearningSession:
-    """A loaded graph with fixed outputs and a fixed batch.
+    """A loaded graph with fixed outputs.
 
     Args:
         graph: serialized ONNX.
@@ -44,10 +44,14 @@ class LearningSession:
         missing = [name for name in outputs if name not in self.outputs]
         if missing:
             raise TrainingError(f"the {label} graph lacks output {missing[0]!r}; build it for this model")
+
+    @property
+    def batch(self) -> int:
+        """Samples per run. Raises: TrainingError: the graph takes no labels, or any number of them."""
         shape = self.inputs[LABELS].shape if LABELS in self.inputs else []
         if not shape or not isinstance(shape[0], int) or shape[0] < 1:
-            raise TrainingError(f"the {label} graph needs an input {LABELS!r} of one fixed size, the batch")
-        self.batch: int = shape[0]
+            raise TrainingError(f"the {self.label} graph needs an input {LABELS!r} of one fixed size, the batch")
+        return int(shape[0])
 
     def zeros_of(self, name: str) -> Array:
         """Zeros of an input's shape and type. Raises: TrainingError: it is not static, or of another type."""

@@ -1,7 +1,8 @@
 """Runs training steps one after the other: each takes the state that the one before it left.
 
 The state of a step graph is every input `<name>` that has an output `<name>.new`: the parameters, and whatever an
-optimizer remembers of them (`<parameter>.<slot>`), which starts at zero and lives as long as this object. Statistics
+optimizer remembers of them (`<parameter>.<slot>`), which starts at zero and lives as long as this object: for one
+training, which is one round of a run; the next round's optimizer begins anew, and nothing of it is sent. Statistics
 that are in the layout start as the weights have them. An input `<parameter>.anchor` gets the parameter as it was before
 the first step (a FedProx term pulls towards it), `<value>.uniform` fresh numbers from [0, 1) at every step (a dropout
 draws from them), from the training's seed and the number of the step.
@@ -33,8 +34,8 @@ Feeds = Mapping[str, Array]
 class Steps(Protocol):
     """A run of steps."""
 
-    def step(self, feeds: Feeds) -> float:
-        """Do one step on a batch (data inputs, labels, learning rate); returns its mean loss."""
+    def step(self, *batches: Feeds) -> float:
+        """Do one step; returns its mean loss. A batch is data inputs, labels and noise; a plain step takes just one."""
 
     def state(self) -> dict[str, Array]:
         """The state after the last step; arrays of its own, which later steps don't change."""
@@ -77,8 +78,39 @@ class FeedSteps:
         self._fixed = dict(fixed)
         self._outputs = [*(name + NEW for name in state), LOSS]
 
-    def step(self, feeds: Feeds) -> float:
+    def step(self, *batches: Feeds) -> float:
+        (feeds,) = batches
         *new, loss = self._session.run(self._outputs, {**self._state, **self._fixed, **feeds})
+        self._state = dict(zip(self._state, new, strict=True))
+        return float(loss)
+
+    def state(self) -> dict[str, Array]:
+        return dict(self._state)
+
+
+class AccumulatingSteps:
+    """Steps over several batches: their gradients are added up by one graph, and applied by another.
+
+    Plain feeds, as for `FeedSteps`. The sums start at zero in every step.
+    """
+
+    def __init__(
+        self, accumulate: LearningSession, apply: LearningSession, state: Mapping[str, Array], fixed: Feeds
+    ) -> None:
+        self._accumulate = accumulate
+        self._apply = apply
+        self._state = dict(state)
+        self._fixed = dict(fixed)
+        self._sums = [name.removesuffix(NEW) for name in accumulate.outputs if name.endswith(NEW)]
+        self._outputs = [*(name + NEW for name in state), LOSS]
+
+    def step(self, *batches: Feeds) -> float:
+        sums = {name: self._accumulate.zeros_of(name) for name in self._sums}
+        read = fed(self._accumulate, self._state)
+        for feeds in batches:
+            added = self._accumulate.run([name + NEW for name in self._sums], {**read, **sums, **feeds})
+            sums = dict(zip(self._sums, added, strict=True))
+        *new, loss = self._apply.run(self._outputs, {**self._state, **self._fixed, **sums})
         self._state = dict(zip(self._state, new, strict=True))
         return float(loss)
 
@@ -104,7 +136,8 @@ class PingPongSteps:
         self._bindings = (self._bind(first, second), self._bind(second, first))
         self._turn = 0
 
-    def step(self, feeds: Feeds) -> float:
+    def step(self, *batches: Feeds) -> float:
+        (feeds,) = batches
         binding = self._bindings[self._turn]
         held = {name: np.asarray(value, order="C") for name, value in feeds.items()}  # alive until the run is over
         try:

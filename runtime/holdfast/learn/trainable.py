@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from holdfast.bundle.files import EVALUATE_GRAPH, TRAIN_GRAPH, WEIGHTS_FILE
+from holdfast.bundle.files import ACCUMULATE_GRAPH, APPLY_GRAPH, EVALUATE_GRAPH, TRAIN_GRAPH, WEIGHTS_FILE
 from holdfast.bundle.manifest import Manifest
 from holdfast.bundle.training import BINARY_CROSS_ENTROPY, Training
 from holdfast.bundle.verify import UnverifiedBundle, read_bundle
@@ -12,7 +13,7 @@ from holdfast.clock import Clock
 from holdfast.errors import TrainingError
 from holdfast.learn.data import DataContract, InputContract
 from holdfast.learn.trainer import Trainer
-from holdfast.learn.training import TrainerOptions
+from holdfast.learn.training import Accumulation, TrainerOptions
 from holdfast.update.layout import FlatLayout, Floats, LayoutEntry
 
 
@@ -35,6 +36,11 @@ class TrainableBundle:
     def train_graph(self) -> bytes:
         return self.bundle.files[TRAIN_GRAPH]
 
+    @property
+    def accumulation(self) -> Accumulation | None:
+        """The graphs of steps over several batches; None where a step takes one."""
+        return _accumulation(self.training, self.bundle.files)
+
 
 def open_trainable(
     container: bytes, options: TrainerOptions | None = None, clock: Clock | None = None
@@ -52,11 +58,18 @@ def open_trainable(
     layout = FlatLayout(
         tuple(LayoutEntry(p.name, p.shape, p.dtype, p.offset_bytes, p.trainable) for p in manifest.parameters)
     )
-    trainer = Trainer(files[TRAIN_GRAPH], files[EVALUATE_GRAPH], layout, options, clock)
+    accumulation = _accumulation(manifest.training, files)
+    trainer = Trainer(files[TRAIN_GRAPH], files[EVALUATE_GRAPH], layout, options, clock, accumulation)
     weights = layout.weights_from_bytes(files[WEIGHTS_FILE])
     return TrainableBundle(
         bundle, manifest.training, layout, trainer, data_contract(manifest, manifest.training), weights
     )
+
+
+def _accumulation(training: Training, files: Mapping[str, bytes]) -> Accumulation | None:
+    if training.accumulate == 1:
+        return None
+    return Accumulation(files[ACCUMULATE_GRAPH], files[APPLY_GRAPH], training.accumulate)
 
 
 def data_contract(manifest: Manifest, training: Training) -> DataContract:

@@ -24,9 +24,21 @@ from holdfast.learn.batches import Rows, in_batches, padded, shuffles
 from holdfast.learn.checkpoint import Checkpoint, CheckpointFile, training_identity
 from holdfast.learn.data import Array, LocalDataset
 from holdfast.learn.step_session import LearningSession
-from holdfast.learn.steps import LOSS, NEW, FeedSteps, PingPongSteps, Steps, anchors, fed, initial_state, noise
+from holdfast.learn.steps import (
+    LOSS,
+    NEW,
+    AccumulatingSteps,
+    FeedSteps,
+    PingPongSteps,
+    Steps,
+    anchors,
+    fed,
+    initial_state,
+    noise,
+)
 from holdfast.learn.training import (
     PING_PONG,
+    Accumulation,
     EvaluateResult,
     ProgressCallback,
     ShouldPause,
@@ -39,8 +51,9 @@ from holdfast.learn.yielding import Gate
 from holdfast.update.bounds import measured_norm
 from holdfast.update.layout import FlatLayout, Floats
 
-TRAIN, EVALUATE = "train", "evaluate"
+TRAIN, EVALUATE, ACCUMULATE, APPLY = "train", "evaluate", "accumulate", "apply"
 EVALUATION_OUTPUTS = ("loss_sum", "correct", "count")
+SUMS = ("accumulated.total.new", "accumulated.divisor.new")
 
 
 @dataclass(slots=True)
@@ -52,6 +65,7 @@ class _Course:
     progress: ProgressCallback | None
     state: Mapping[str, Array]
     loss_before: float
+    step_size: int = 1
     gradient_norm: float = 0.0
     epochs: int = 0
     steps: int = 0
@@ -62,7 +76,7 @@ class _Course:
     def report(self, loss: float) -> None:
         if self.progress is not None:
             asked = self.settings
-            steps = asked.epochs * -(-self.dataset.count // asked.batch)
+            steps = asked.epochs * -(-self.dataset.count // self.step_size)
             self.progress(TrainProgress(self.epochs + 1, asked.epochs, self.steps, steps, loss))
 
 
@@ -79,8 +93,13 @@ class Trainer:
         layout: FlatLayout,
         options: TrainerOptions | None = None,
         clock: Clock | None = None,
+        accumulation: Accumulation | None = None,
     ) -> None:
         self._graphs = {TRAIN: train_graph, EVALUATE: evaluate_graph}
+        self._batches_per_step = 1
+        if accumulation is not None:
+            self._graphs |= {ACCUMULATE: accumulation.accumulate, APPLY: accumulation.apply}
+            self._batches_per_step = accumulation.batches
         self._layout = layout
         self._options = options or TrainerOptions()
         self._clock = clock or SystemClock()
@@ -110,19 +129,24 @@ class Trainer:
         Raises: TrainingError: settings out of range, data that doesn't fit the graph, or a loss that is not finite.
         """
         started = time.process_time()  # CPU time used, which no clock of the house knows
-        session = self._session(TRAIN, weights)
+        is_plain = self._batches_per_step == 1
+        session = self._session(TRAIN if is_plain else ACCUMULATE, weights)  # takes the batches
+        stepping = session if is_plain else self._session(APPLY, weights)  # has the state
         settings.check(session.batch)
-        identity = training_identity(self._graphs[TRAIN], weights, dataset, settings) if checkpoint else ""
-        course = self._begin(session, weights, dataset, settings, checkpoint.load(identity) if checkpoint else None)
+        identity = training_identity(self._identity, weights, dataset, settings) if checkpoint else ""
+        course = self._begin(stepping, weights, dataset, settings, checkpoint.load(identity) if checkpoint else None)
         course.progress = progress
+        course.step_size = settings.batch * self._batches_per_step
         gate = Gate(
             self._clock,
             should_pause,
             deadline_s=settings.deadline_monotonic_s,
             longest_pause_s=self._options.longest_pause_s,
         )
-        fixed = {**anchors(session, self._layout.unpack(weights)), **_numbers(session, settings)}
-        steps = self._steps(session, course.state, fixed)
+        fixed = {**anchors(stepping, self._layout.unpack(weights)), **_numbers(stepping, settings)}
+        steps = self._steps(stepping, course.state, fixed)
+        if not is_plain:
+            steps = AccumulatingSteps(session, stepping, course.state, fixed)
         finished = True
         for epoch, order in enumerate(shuffles(dataset.count, settings.epochs, settings.seed)):
             if epoch < course.epochs:
@@ -187,11 +211,10 @@ class Trainer:
 
     def _run_epoch(self, steps: Steps, order: Rows, session: LearningSession, gate: Gate, course: _Course) -> bool:
         """False: the gate closed before the epoch was over."""
-        seed = course.settings.seed
-        for rows in in_batches(order, course.settings.batch):
+        for rows in in_batches(order, course.step_size):
             if not gate.may_go_on():
                 return False
-            loss = steps.step({**padded(course.dataset, rows, session.batch), **noise(session, seed, course.steps)})
+            loss = steps.step(*self._batches(rows, session, course))
             course.steps += 1
             if not np.isfinite(loss):
                 raise TrainingError(f"the loss of step {course.steps} is {loss}; lower the learning rate")
@@ -199,6 +222,14 @@ class Trainer:
                 course.gradient_norm = self._change(course.state, steps.state()) / course.settings.learning_rate
             course.report(loss)
         return True
+
+    def _batches(self, rows: Rows, session: LearningSession, course: _Course) -> list[dict[str, Array]]:
+        """The batches of one step, each with noise of its own."""
+        seed, first = course.settings.seed, course.steps * self._batches_per_step
+        return [
+            {**padded(course.dataset, part, session.batch), **noise(session, seed, first + number)}
+            for number, part in enumerate(in_batches(rows, course.settings.batch))
+        ]
 
     def _result(self, weights: Floats, course: _Course, *, stopped_early: bool, started: float) -> TrainResult:
         flat = self._with_state(weights, course.state)
@@ -241,8 +272,17 @@ class Trainer:
         self._layout.check_weights(weights)
         return self._load(which, weights.tobytes())
 
+    @property
+    def _identity(self) -> bytes:
+        """The graphs that decide what a training gives."""
+        if self._batches_per_step == 1:
+            return self._graphs[TRAIN]
+        return b"".join((self._graphs[ACCUMULATE], self._graphs[APPLY], b"%d" % self._batches_per_step))
+
     def _load(self, which: str, weights: bytes | None) -> LearningSession:
-        outputs = EVALUATION_OUTPUTS if which == EVALUATE else (*(name + NEW for name in self._names), LOSS)
+        outputs: tuple[str, ...] = (*(name + NEW for name in self._names), LOSS)
+        if which in (EVALUATE, ACCUMULATE):
+            outputs = EVALUATION_OUTPUTS if which == EVALUATE else SUMS
         graph = self._graphs[which]
         return LearningSession(graph, which, outputs, weights=weights, threads=self._options.intra_op_threads)
 

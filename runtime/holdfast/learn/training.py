@@ -37,6 +37,15 @@ class TrainerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Accumulation:
+    """Graphs for steps over `batches` batches: one adds a batch's gradients to sums, the other makes a step of them."""
+
+    accumulate: bytes
+    apply: bytes
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSettings:
     """What an offer asks for. `batch` is at most what the step graph was built for; a smaller one is padded.
 

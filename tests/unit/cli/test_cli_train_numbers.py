@@ -90,6 +90,19 @@ def test_a_csv_file_with_several_numbers_per_label(place: Path, capsys: pytest.C
     assert facts["loss_after"] < facts["loss_before"]
 
 
+def test_a_step_over_several_batches(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pack(place, "--loss", "mse", "--batch", "4", "--accumulate", "5", "--clip-norm", "0") == 0
+    capsys.readouterr()
+
+    assert train(place, "--lr", "0.02", "--epochs", "3", "--json", "--clip-norm", "2.5") == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["samples"], facts["steps"]) == (160, 24)
+    assert facts["loss_after"] < facts["loss_before"]
+    assert train(place, "--proximal-mu", "0.1") == 1
+    assert "no input 'proximal_mu'; pack the model again" in capsys.readouterr().err
+
+
 def test_ignored_labels_count_for_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pack(place, "--loss", "cross_entropy:ignore_index=9,class_weights=1/2", "--labels", "a,b") == 0
     x = numbers(200)["x"]
@@ -133,6 +146,8 @@ def test_wrong_labels_are_refused(
         (("--loss", "hinge"), "unknown loss 'hinge'"),
         (("--loss", "huber:delta=0"), "huber:delta must be from"),
         (("--optimizer", "adam:beta3=1"), "unknown setting 'beta3'"),
+        (("--accumulate", "0"), "--accumulate must be 1 or more"),
+        (("--accumulate", "2", "--batch-norm", "local"), "freeze them"),
         (("--clip-norm", "-1"), "--clip-norm must be 0 or more"),
         (("--proximal-mu", "nan"), "--proximal-mu must be 0 or more"),
         (("--loss", "cross_entropy:class_weights=1/2/3"), "3 class_weights for 2 classes"),
