@@ -149,6 +149,7 @@ def test_clients_show_certificates_and_only_those_on_the_list_may_ask(tmp_path: 
         (["--shared-memory"], "shared_memory needs admin_socket"),
         (["--threads", "2"], "NAME/session.toml"),
         (["--name", "x"], "each folder is a name"),
+        (["--labels", "x"], "labels.txt beside session.toml"),
         (["--listen", "0.0.0.0:0"], "neither encryption nor access control"),
         (["--poll-s", "-1"], "expected --poll-s from 0"),
     ],

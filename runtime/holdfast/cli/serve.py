@@ -60,6 +60,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trial-timeout-s", type=float, default=60.0, help="time its first load may take (default %(default)s)"
     )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="names of the model's classes, one a line, for classification"
+    )
     parser.add_argument("--json", action="store_true", help="print the ready line as one JSON object")
 
 
@@ -116,15 +119,17 @@ def _serve_source(
     from holdfast.inference.prepare import prepare_session
     from holdfast.inference.session import SessionOptions, share_threads
     from holdfast.lifecycle import Stop, stop_on_signals
+    from holdfast.serving.repository_folder import read_labels
     from holdfast.serving.server import Server
 
     name = _name_of(arguments)
+    labels = () if arguments.labels is None else read_labels(arguments.labels)
     if settings.shared_threads:
         share_threads(settings.shared_threads)
     shared = settings.shared_threads > 0
     options = SessionOptions(arguments.threads, spinning=arguments.spinning, shared_threads=shared)
     cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
-    session = prepare_session(source, options, cache=cache)
+    session = prepare_session(source, options, cache=cache).labelled(labels)
     pool = ModelPool()
     pool.swap(name, VERSION, session)
     server = Server(pool, options=server_options)

@@ -33,6 +33,8 @@ def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, optio
 
     if arguments.name is not None:
         raise UsageError("--name goes with a file; in a folder of models each folder is a name")
+    if arguments.labels is not None:
+        raise UsageError("--labels goes with a file; in a folder put labels.txt beside session.toml")
     if (arguments.threads, arguments.spinning) != (1, False):
         raise UsageError("--threads and --spinning go with a file; in a folder write them to NAME/session.toml")
     pool = ModelPool()

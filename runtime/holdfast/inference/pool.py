@@ -126,9 +126,11 @@ def responses(
     model: ServedModel, requests: Sequence[TensorRequest], answers: Sequence[dict[str, Array] | HoldfastError]
 ) -> list[TensorResponse | HoldfastError]:
     """Outputs as responses, each under the id of its request."""
-    name, version = model.name, model.version
+    name, version, labels = model.name, model.version, model.session.labels
     return [
-        answer if isinstance(answer, HoldfastError) else TensorResponse(name, version, request.request_id, answer)
+        answer
+        if isinstance(answer, HoldfastError)
+        else TensorResponse(name, version, request.request_id, answer, labels)
         for request, answer in zip(requests, answers, strict=True)
     ]
 

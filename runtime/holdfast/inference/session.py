@@ -133,9 +133,12 @@ class RunStop:
 class ModelSession:
     """A loaded model. Thread-safe: several threads may run it at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, traits: Traits = UNMEASURED) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, traits: Traits = UNMEASURED, labels: tuple[str, ...] = ()
+    ) -> None:
         self._session = session
         self.traits = traits
+        self.labels = labels  # of classes, by index; a class beyond them has none
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._input_of = {spec.name: spec for spec in self.inputs}
@@ -147,7 +150,11 @@ class ModelSession:
 
     def measured(self, traits: Traits) -> ModelSession:
         """The same loaded model, with what was measured of it."""
-        return ModelSession(self._session, traits)
+        return ModelSession(self._session, traits, self.labels)
+
+    def labelled(self, labels: tuple[str, ...]) -> ModelSession:
+        """The same loaded model, with the names of its classes."""
+        return ModelSession(self._session, self.traits, labels)
 
     def shared_rows(self, inputs: Mapping[str, Array]) -> int:
         """The rows of inputs that may share a run with others and need no further check; 0 for all other inputs."""

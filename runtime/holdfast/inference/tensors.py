@@ -68,12 +68,13 @@ class TensorRequest:
 
 @dataclass(slots=True)  # not frozen: that costs 1 us in every request; nobody changes one
 class TensorResponse:
-    """The answer to one request: outputs in the order they were asked for."""
+    """The answer to one request: outputs in the order they were asked for. `labels`: of the model's classes."""
 
     model: str
     version: str
     request_id: str
     outputs: Mapping[str, Array]
+    labels: tuple[str, ...] = ()
 
 
 def dtype_name(array: Array) -> str:

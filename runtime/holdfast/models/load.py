@@ -39,7 +39,7 @@ def warm_session(bundle: VerifiedBundle, options: SessionOptions, cache: GraphCa
         RequestError: it cannot be run.
     """
     check_runtime(bundle.manifest.runtime)
-    session = prepare_session(source_of(bundle), options, cache=cache)
+    session = prepare_session(source_of(bundle), options, cache=cache).labelled(bundle.manifest.labels)
     check_signature(bundle.manifest, session.inputs, session.outputs)
     for _ in range(WARM_RUNS):
         session.run(bundle.golden.inputs)

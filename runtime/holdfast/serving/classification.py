@@ -1,10 +1,12 @@
-"""The classification extension: an output as its best classes, "score:index" each. Pure.
+"""The classification extension: an output as its best classes, "score:index" or "score:index:label" each. Pure.
 
 Rules: best first, equal scores by index, NaN last; the first axis of an output with two axes or more counts rows, which
 are classified each for themselves; an output of one axis is one row. Source: Triton's classification extension.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,10 +15,11 @@ from holdfast.inference.tensors import Array, dtype_name
 from holdfast.serving.datatypes import object_array
 
 
-def classified(name: str, array: Array, classes: int) -> Array:
-    """The `classes` best elements of each row: object[rows, k] (object[k] of one row), each b"score:index".
+def classified(name: str, array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
+    """The `classes` best elements of each row: object[rows, k] (object[k] of one row), each b"score:index:label".
 
-    Fewer than `classes` if a row has fewer elements.
+    A class beyond `labels`, or with an empty one, stands as b"score:index". Fewer than `classes` if a row has fewer
+    elements.
 
     Raises:
         InvalidTensorError: the output holds no numbers.
@@ -29,5 +32,6 @@ def classified(name: str, array: Array, classes: int) -> Array:
     order = np.argsort(-scores, axis=1, kind="stable")[:, :kept]  # NaN sorts last, also when negated
     best = np.take_along_axis(scores, order, axis=1)
     pairs = zip(best.ravel().tolist(), order.ravel().tolist(), strict=True)
-    texts = [f"{score:f}:{index}".encode() for score, index in pairs]
+    names = [f":{label}" if label else "" for label in labels]
+    texts = [f"{score:f}:{index}{names[index] if index < len(names) else ''}".encode() for score, index in pairs]
     return object_array(texts, (len(rows), kept) if array.ndim > 1 else (kept,))

@@ -13,6 +13,7 @@ from holdfast import __version__
 from holdfast.clock import Clock
 from holdfast.errors import RequestError, UnsupportedError
 from holdfast.inference.pool import ModelPool, ServedModel
+from holdfast.inference.session import ModelSession
 from holdfast.inference.tensors import TensorSpec
 from holdfast.serving import metrics
 from holdfast.serving.authorisation import AccessRules, Action, Caller, check_call, check_overrides
@@ -26,6 +27,7 @@ SERVER_NAME = "holdfast"
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 MODEL_FILE = "model.onnx"
+LABELS_FILE = "labels.txt"
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -114,7 +116,7 @@ class Control:
             "version_policy": {"specific": {"versions": served}},
             "max_batch_size": 0,
             "input": _config_tensors(model.session.inputs),
-            "output": _config_tensors(model.session.outputs),
+            "output": _config_outputs(model.session),
             "instance_group": [{"name": f"{model.name}_0", "kind": "KIND_CPU", "count": 1}],
             "default_model_filename": MODEL_FILE,
             "model_transaction_policy": {"decoupled": False},
@@ -245,12 +247,23 @@ def _config_tensors(specs: Sequence[TensorSpec]) -> list[Value]:
     ]
 
 
+def _config_outputs(session: ModelSession) -> list[Value]:
+    """Labels are the model's own and name the classes of whatever output a client has classified."""
+    outputs = _config_tensors(session.outputs)
+    return [{**output, "label_filename": LABELS_FILE} for output in outputs] if session.labels else outputs
+
+
 def wire_shape(spec: TensorSpec) -> list[int]:
     """A declared shape as the protocol writes it: -1 where any size goes."""
     return [-1 if size is None else size for size in spec.shape]
 
 
 def _model_statistics(model: ServedModel, counts: Mapping[Key, ModelCounts]) -> Value:
+    """As Triton's, but for compute_input and compute_output: nothing is counted there, so their count is 0.
+
+    Telling decoding from encoding needs more readings of the clock for every request; together they are what success
+    has beyond queue and compute_infer.
+    """
     found = counts.get((model.name, model.version), ModelCounts())
     failed = sum(found.errors.values())
     return {

@@ -145,7 +145,7 @@ def response_message(
     )
     for name, array in response.outputs.items():
         if name in form.classes_of:
-            array = classified(name, array, form.classes_of[name])
+            array = classified(name, array, form.classes_of[name], response.labels)
         tensor = message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
         raw = to_raw(array)
         place = form.region_of.get(name)

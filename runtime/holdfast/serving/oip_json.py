@@ -123,7 +123,7 @@ def encode_response(response: TensorResponse, form: OutputForm, regions: SharedM
     outputs: list[dict[str, object]] = []
     for name, array in response.outputs.items():
         if name in form.classes_of:
-            array = classified(name, array, form.classes_of[name])
+            array = classified(name, array, form.classes_of[name], response.labels)
         entry: dict[str, object] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
         place = form.region_of.get(name)
         if place is not None:

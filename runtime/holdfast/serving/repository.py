@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
@@ -27,6 +27,7 @@ from holdfast.serving.repository_folder import (
     ModelSettings,
     checked_file,
     fingerprint,
+    labels_of,
     scan,
     settings_of,
     wanted,
@@ -65,6 +66,7 @@ class _Loaded:
 
     digest: str
     settings: ModelSettings
+    labels: tuple[str, ...]
     session: ModelSession
 
 
@@ -198,9 +200,13 @@ class FolderRepository:
         self, folder: ModelFolder, number: int, settings: ModelSettings, before: _Loaded | None
     ) -> _Loaded:
         source = ModelSource.from_file(checked_file(self._root, folder, number))
+        labels = labels_of(self._root, folder, settings)
         if before is not None and (before.digest, before.settings) == (source.digest, settings):
-            return before
-        return _Loaded(source.digest, settings, self._prepare(source, settings))
+            if before.labels == labels:
+                return before
+            return replace(before, labels=labels, session=before.session.labelled(labels))
+        session = self._prepare(source, settings)
+        return _Loaded(source.digest, settings, labels, session.labelled(labels) if labels else session)
 
 
 def _unavailable(name: str, number: int, error: HoldfastError) -> VersionState:

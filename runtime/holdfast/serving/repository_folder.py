@@ -16,6 +16,11 @@ from holdfast.settings import load, setting
 
 MODEL_FILE = "model.onnx"
 SETTINGS_FILE = "session.toml"
+LABELS_FILE = "labels.txt"
+MAX_FILES = 64  # of one model, beside its versions, that are looked at for changes
+MAX_LABELS = 65_536
+MAX_LABELS_BYTES = 4_194_304  # 4 MiB: 64 bytes a label
+MAX_LABEL_CHARS = 256
 MODELS_FOLDER = "models"
 MAX_MODELS = 4_096
 MAX_VERSIONS = 1_024  # of one model
@@ -38,6 +43,9 @@ class ModelSettings:
         1, "how many versions `latest` serves: the newest that can be loaded", minimum=1, maximum=MAX_VERSIONS
     )
     versions: tuple[int, ...] = setting((), "the versions that `specific` serves")
+    labels: str = setting(
+        LABELS_FILE, "file beside this one with the names of the classes, one a line, for classification"
+    )
     trial_memory_mib: int = setting(2048, "memory the model may take at its first load", minimum=1)
     trial_timeout_s: float = setting(60.0, "time its first load may take", minimum=0.1, maximum=3600.0)
 
@@ -124,16 +132,66 @@ def checked_file(root: Path, folder: ModelFolder, version: int) -> Path:
     return real
 
 
+def labels_of(root: Path, folder: ModelFolder, settings: ModelSettings) -> tuple[str, ...]:
+    """The labels of a model's classes; none if it has no labels.txt, and its settings name no other file.
+
+    Raises:
+        ModelError: the file is not there, lies outside the model's folder, or holds something else.
+    """
+    path = folder.path / settings.labels
+    if settings.labels == LABELS_FILE and not path.exists():
+        return ()
+    try:
+        real, top = path.resolve(strict=True), root.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"labels file {settings.labels!r} is not in the model's folder") from error
+    if Path(settings.labels).name != settings.labels or not real.is_relative_to(top):
+        raise ModelError(f"labels file {settings.labels!r} is not in the model's folder")
+    return read_labels(real)
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The lines of a labels file, the first for class 0; an empty line is a class without a name.
+
+    Raises:
+        ModelError: it cannot be read, is too large, or a line is no name.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LABELS_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise ModelError(f"labels file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"labels file {path.name} is not UTF-8 at byte {error.start}") from error
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+    if len(data) > MAX_LABELS_BYTES or len(lines) > MAX_LABELS:
+        raise ModelError(f"labels file {path.name} holds more than {MAX_LABELS} labels or {MAX_LABELS_BYTES} bytes")
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_LABEL_CHARS or not line.isprintable():
+            raise ModelError(f"line {number} of {path.name}: expected at most {MAX_LABEL_CHARS} printable characters")
+    return tuple(lines)
+
+
 def fingerprint(folder: ModelFolder) -> Fingerprint:
     """What changes when somebody puts other files in place: name, size, time and identity of each."""
     found = []
-    for path in (folder.path / SETTINGS_FILE, *(folder.model_file(version) for version in folder.versions)):
+    for path in (*_files_of(folder.path), *(folder.model_file(version) for version in folder.versions)):
         try:
             status = path.stat()
         except OSError:
             continue
         found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
     return tuple(found)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files directly in a model's folder: its settings, its labels."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+    except OSError:
+        return []
+    return [path / name for name in names[:MAX_FILES]]
 
 
 def _versions(path: Path) -> tuple[int, ...]:
