@@ -105,37 +105,53 @@ def timed(operation: Callable[[], object], count: int) -> dict[str, float]:
 
 def take_turns(a: Block, b: Block, rounds: int) -> tuple[list[Figures], list[Figures]]:
     """A B A B ...; the first pair warms both up and is dropped."""
-    of_a: list[Figures] = []
-    of_b: list[Figures] = []
-    for index in range(rounds + 1):
-        one, other = a(), b()
-        if index > 0:
-            of_a.append(one)
-            of_b.append(other)
+    of_a, of_b = take_turns_of((a, b), rounds)
     return of_a, of_b
+
+
+def take_turns_of(blocks: Sequence[Block], rounds: int) -> list[list[Figures]]:
+    """A B C A B C ...; the first round warms all up and is dropped. Returns the figures per block."""
+    figures: list[list[Figures]] = [[] for _ in blocks]
+    for index in range(rounds + 1):
+        for block, kept in zip(blocks, figures, strict=True):
+            of_block = block()
+            if index > 0:
+                kept.append(of_block)
+    return figures
 
 
 def compare(name: str, a: tuple[str, Block], b: tuple[str, Block], rounds: int) -> list[Outcome]:
     """Measure B beside A: one comparison per metric that B has."""
     of_a, of_b = take_turns(a[1], b[1], rounds)
-    outcomes: list[Outcome] = []
+    return outcomes(name, (a[0], of_a), (b[0], of_b))
+
+
+def alone(name: str, b_is: str, block: Block, rounds: int) -> list[Outcome]:
+    """Measure what nothing stands beside."""
+    return outcomes(name, None, (b_is, take_turns_of((block,), rounds)[0]))
+
+
+def outcomes(name: str, a: tuple[str, list[Figures]] | None, b: tuple[str, list[Figures]]) -> list[Outcome]:
+    """One comparison per metric that B has, of blocks that took turns."""
+    made: list[Outcome] = []
+    b_is, of_b = b
     for metric in of_b[0]:
         values = [block[metric] for block in of_b]
-        before = [block[metric] for block in of_a] if metric in of_a[0] else None
+        before = [block[metric] for block in a[1]] if a is not None and metric in a[1][0] else None
         ratios = [x / y for x, y in zip(values, before, strict=True)] if before and min(before) > 0 else None
-        outcomes.append(
+        made.append(
             Comparison(
                 name,
                 metric,
-                a[0],
-                b[0],
+                "" if a is None else a[0],
+                b_is,
                 spread(before) if before else None,
                 spread(values),
                 spread(ratios) if ratios else None,
-                rounds,
+                len(values),
             )
         )
-    return outcomes
+    return made
 
 
 def environment() -> dict[str, object]:

@@ -7,13 +7,17 @@ generator on the last one. On a machine with one core they share it, and only CP
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 SERVER_CORE, CLIENT_CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 END_S = 20.0
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)")
+_SIZE = re.compile(r"(\w+): +([0-9]+) kB")
 
 
 def tree(pid: int) -> list[int]:
@@ -31,23 +35,48 @@ def cpu_ns(pid: int) -> int:
 
 
 def pss_mb(pid: int) -> float:
-    """Memory of a process and its children in MB; what n processes share counts a nth for each (Pss)."""
-    kib = 0
-    for each in tree(pid):
-        lines = _read(Path(f"/proc/{each}/smaps_rollup")).splitlines()
-        kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    """Memory of a process and its children in MB: what n processes share counts a nth for each (proc(5), Pss).
+
+    But for the files of this Python and its packages: this very process maps them too, which would make a server look
+    smaller than it is on a device; of those only the processes below `pid` count as sharers.
+    """
+    processes = [_mappings(each) for each in tree(pid)]
+    kib = 0.0
+    for mappings in processes:
+        for path, sizes in mappings:
+            if path.startswith((sys.prefix, sys.base_prefix)):
+                sharers = sum(any(path == other for other, _ in each) for each in processes)
+                kib += sizes["Private_Clean"] + sizes["Private_Dirty"]
+                kib += (sizes["Shared_Clean"] + sizes["Shared_Dirty"]) / sharers
+            else:
+                kib += sizes["Pss"]
     return kib * 1024 / 1e6
+
+
+def _mappings(pid: int) -> list[tuple[str, dict[str, int]]]:
+    """(path or empty, sizes in KiB by name) of every mapping."""
+    found: list[tuple[str, dict[str, int]]] = []
+    for line in _read(Path(f"/proc/{pid}/smaps")).splitlines():
+        if start := _MAPPING.match(line):
+            found.append((start[1], {}))
+        elif size := _SIZE.match(line):
+            found[-1][1][size[1]] = int(size[2])
+    return found
 
 
 @contextmanager
 def started(
-    command: Sequence[str], core: int, *, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    command: Sequence[str],
+    cores: int | frozenset[int],
+    *,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process on one core, with pipes to its input and from its output; ended afterwards."""
+    """A process on one core or some, with pipes to its input and from its output; ended afterwards."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=cwd
     ) as process:
-        os.sched_setaffinity(process.pid, {core})
+        os.sched_setaffinity(process.pid, {cores} if isinstance(cores, int) else cores)
         try:
             yield process
         finally:

@@ -62,7 +62,14 @@ class Replay:
 
 
 @contextmanager
-def replaying(address: str, greeting: bytes, calls: Sequence[Call], *, warm: bool = True) -> Iterator[Replay]:
+def replaying(
+    address: str,
+    greeting: bytes,
+    calls: Sequence[Call],
+    *,
+    warm: bool = True,
+    cores: int | frozenset[int] = CLIENT_CORE,
+) -> Iterator[Replay]:
     """A connection to a server. `warm`: make and check every call once, one after another.
 
     Raises:
@@ -72,7 +79,7 @@ def replaying(address: str, greeting: bytes, calls: Sequence[Call], *, warm: boo
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_calls(folder / "calls", greeting, calls)
-        with started([str(built()), host, port, str(folder / "calls")], CLIENT_CORE) as process:
+        with started([str(built()), host, port, str(folder / "calls")], cores) as process:
             replay = Replay(process, calls, folder)
             if warm:
                 replay.closed(1, count=len(calls))
