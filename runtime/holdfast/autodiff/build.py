@@ -39,6 +39,7 @@ from holdfast.autodiff.reading import DataInput, ForwardGraph, parameters_of, pa
 from holdfast.autodiff.registry import loss_named, optimizer_named
 from holdfast.autodiff.reverse import Modes, check_rules, emit_forward, emit_gradients
 from holdfast.autodiff.rule import Rows
+from holdfast.autodiff.simplify import pool_before_relu
 from holdfast.autodiff.statistics import FROZEN, LOCAL, running_statistics
 from holdfast.autodiff.update import LEARNING_RATE, NEW, StateTensor, UpdateRule, emit_update, extra_inputs, state_of
 from holdfast.autodiff.writer import GraphWriter
@@ -105,7 +106,7 @@ class TrainingGraphs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class StepPlan:
     """What every emitted graph of one build has in common.
 
     `differentiated` are the parameters that get a gradient; `statistics` the running values that `train` updates;
@@ -160,19 +161,39 @@ def build_graphs(
 
     Raises: AutodiffError: naming the node, parameter or shape that stands in the way, and what to do instead.
     """
+    plan = make_plan(
+        model_bytes, batch=batch, trainable=trainable, loss=loss, optimizer=optimizer, tied=tied, options=options
+    )
+    check_rules(plan.forward, [entry.name for entry in plan.differentiated])
+    return _graphs(plan, loss if isinstance(loss, str) else loss.name, optimizer)
+
+
+def make_plan(
+    model_bytes: bytes,
+    *,
+    batch: int,
+    trainable: str | Sequence[str],
+    loss: str | Loss,
+    optimizer: str,
+    tied: Sequence[str],
+    options: StepOptions | None,
+) -> StepPlan:
+    """What there is to build, by the arguments of `build_graphs`; whether every node has a rule is not looked at.
+
+    Raises: AutodiffError: naming what stands in the way.
+    """
     options = options or StepOptions()
     made_loss = loss_named(loss) if isinstance(loss, str) else loss
     rule = UpdateRule(optimizer_named(optimizer), options.proximal, options.clip)
     model = parse_model(model_bytes)
-    forward = read_forward(model, batch, made_loss.head)
+    forward = pool_before_relu(read_forward(model, batch, made_loss.head))
     names = [tensor.name for tensor in parameters_of(model)]
     chosen = choose_trainable(forward, names, trainable)
-    check_rules(forward, chosen)
     statistics = running_statistics(forward, chosen, names, options.batch_norm)
     learning = [*chosen, *statistics] if options.batch_norm != LOCAL else chosen
     check_not_shared(forward, [*chosen, *statistics], tied)
     layout = layout_of(model, learning)
-    plan = _Plan(
+    return StepPlan(
         forward=forward,
         layout=layout,
         loss=made_loss,
@@ -181,17 +202,16 @@ def build_graphs(
         differentiated=tuple(entry for entry in layout.trainable if entry.name not in statistics),
         statistics=tuple(StateTensor(e.name, e.shape) for e in layout.entries if e.name in statistics),
     )
-    return _graphs(plan, loss if isinstance(loss, str) else loss.name, optimizer)
 
 
-def _graphs(plan: _Plan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
+def _graphs(plan: StepPlan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
     train, noise = _train(plan)
     parts = _parts(plan) if plan.options.accumulate else None
     input_gradient, refusal = _input_gradient(plan)
     return TrainingGraphs(
         train=train,
-        evaluate=_evaluate(plan),
-        loss=_loss(plan),
+        evaluate=emit_evaluation(plan),
+        loss=emit_loss(plan),
         input_gradient=input_gradient,
         input_gradient_refusal=refusal,
         layout=plan.layout,
@@ -210,7 +230,7 @@ def _graphs(plan: _Plan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
     )
 
 
-def _parts(plan: _Plan) -> StepParts:
+def _parts(plan: StepPlan) -> StepParts:
     """What the graphs of steps over several batches are made of."""
     if plan.options.batch_norm != FROZEN:
         raise AutodiffError("steps over several batches cannot take statistics of a batch; freeze them (batch_norm)")
@@ -221,12 +241,12 @@ def _parts(plan: _Plan) -> StepParts:
         loss_inputs=plan.loss_inputs,
         rule=plan.rule,
         parameters=plan.differentiated,
-        inputs=_inputs(plan),
+        inputs=inputs_of(plan),
         dropout=plan.options.dropout,
     )
 
 
-def _train(plan: _Plan) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
+def _train(plan: StepPlan) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
     state = state_of(plan.rule, plan.differentiated)
     extra = [(LEARNING_RATE, ()), *((tensor.name, tensor.shape) for tensor in state)]
     extra += extra_inputs(plan.rule, plan.differentiated)
@@ -249,7 +269,7 @@ def _train(plan: _Plan) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
     for tensor in state:
         outputs.append(_new_output(out, tensor.name, made[tensor.name], tensor.shape))
     inputs = [*extra, *out.noise.items()]
-    return emit(plan.forward, plan.layout, out, [*_inputs(plan), *_floats(inputs)], outputs), list(out.noise.items())
+    return emit(plan.forward, plan.layout, out, [*inputs_of(plan), *_floats(inputs)], outputs), list(out.noise.items())
 
 
 def _new_output(out: GraphWriter, name: str, value: str, shape: tuple[int, ...]) -> Output:
@@ -257,7 +277,7 @@ def _new_output(out: GraphWriter, name: str, value: str, shape: tuple[int, ...])
     return name + NEW, TensorProto.FLOAT, shape
 
 
-def _modes(plan: _Plan, out: GraphWriter) -> Modes:
+def _modes(plan: StepPlan, out: GraphWriter) -> Modes:
     """What the forward pass of a training step needs; the shares of the rows come from the labels."""
     if not plan.statistics:
         return Modes(dropout=plan.options.dropout)
@@ -267,7 +287,7 @@ def _modes(plan: _Plan, out: GraphWriter) -> Modes:
     return Modes(Rows(out.node("Unsqueeze", [shares, out.integers(0)]), count), plan.options.dropout)
 
 
-def _evaluate(plan: _Plan) -> bytes:
+def emit_evaluation(plan: StepPlan) -> bytes:
     out = new_writer(plan.forward, LABELS)
     out.copy(plan.forward.nodes)
     values = plan.loss.emit(out, plan.loss_inputs, False)
@@ -276,10 +296,10 @@ def _evaluate(plan: _Plan) -> bytes:
     out.name_output(out.node("Cast", [values.count], to=int(TensorProto.INT64)), "count")
     outputs: list[Output] = [("loss_sum", TensorProto.FLOAT, ())]
     outputs += [(name, TensorProto.INT64, ()) for name in ("correct", "count")]
-    return emit(plan.forward, plan.layout, out, _inputs(plan), outputs)
+    return emit(plan.forward, plan.layout, out, inputs_of(plan), outputs)
 
 
-def _loss(plan: _Plan) -> bytes:
+def emit_loss(plan: StepPlan) -> bytes:
     out = new_writer(plan.forward, LABELS)
     if plan.statistics or plan.options.dropout:
         emit_forward(plan.forward, out, [entry.name for entry in plan.differentiated], _modes(plan, out))
@@ -287,11 +307,11 @@ def _loss(plan: _Plan) -> bytes:
         out.copy(plan.forward.nodes)
     values = plan.loss.emit(out, plan.loss_inputs, False)
     out.name_output(emit_mean(out, values), LOSS)
-    inputs = [*_inputs(plan), *_floats(out.noise.items())]
+    inputs = [*inputs_of(plan), *_floats(out.noise.items())]
     return emit(plan.forward, plan.layout, out, inputs, [(LOSS, TensorProto.FLOAT, ())])
 
 
-def _input_gradient(plan: _Plan) -> tuple[bytes | None, str]:
+def _input_gradient(plan: StepPlan) -> tuple[bytes | None, str]:
     """The graph, or why there is none: explanations are an extra and never stop a model from learning."""
     floats = [data for data in plan.forward.data_inputs if data.is_float]
     if not floats:
@@ -310,7 +330,7 @@ def _input_gradient(plan: _Plan) -> tuple[bytes | None, str]:
             return None, f"no gradient reaches input {data.name!r}"
         out.name_output(gradients[data.name], data.name + GRADIENT)
         outputs.append((data.name + GRADIENT, TensorProto.FLOAT, data.shape))
-    return emit(plan.forward, plan.layout, out, _inputs(plan), outputs), ""
+    return emit(plan.forward, plan.layout, out, inputs_of(plan), outputs), ""
 
 
 def _gradient_of(values: LossValues) -> str:
@@ -319,7 +339,7 @@ def _gradient_of(values: LossValues) -> str:
     return values.gradient
 
 
-def _inputs(plan: _Plan) -> list[Output]:
+def inputs_of(plan: StepPlan) -> list[Output]:
     """What every graph reads: parameters and local statistics, data, labels."""
     data = [(each.name, each.element_type, each.shape) for each in (*plan.forward.data_inputs, plan.labels)]
     return [*_floats(plan.variable.items()), *data]

@@ -7,6 +7,8 @@ and costs no more than a single Mul with a broadcast operand, half as much where
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from holdfast.autodiff.rule import reshaped
@@ -47,6 +49,13 @@ def affine(out: GraphWriter, value: str, shape: Shape, scale: str, shift: str = 
         return out.node("Add", [product, shift]) if shift else product
     ones, zeros = _filled(out, shape[1], 1.0), _filled(out, shape[1], 0.0)
     return out.node("BatchNormalization", [value, scale, shift or zeros, zeros, ones], epsilon=0.0)
+
+
+def line(out: GraphWriter, value: str, shape: Shape, scale: float, shift: float) -> str:
+    """value * scale + shift in one pass over the elements."""
+    rows = (1, shape[0], math.prod(shape[1:]))
+    scales, shifts = _filled(out, shape[0], scale), _filled(out, shape[0], shift)
+    return reshaped(out, affine(out, reshaped(out, value, shape, rows), rows, scales, shifts), rows, shape)
 
 
 def row_affine(out: GraphWriter, value: str, shape: Shape, scale: str, shift: str) -> str:

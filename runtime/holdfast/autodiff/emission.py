@@ -9,6 +9,7 @@ from onnx import ValueInfoProto, helper, numpy_helper
 
 from holdfast.autodiff.externalise import refer_to_weights
 from holdfast.autodiff.reading import ForwardGraph
+from holdfast.autodiff.simplify import without_redundant
 from holdfast.autodiff.writer import GraphWriter, names_read
 from holdfast.errors import AutodiffError
 from holdfast.update.layout import FlatLayout
@@ -30,12 +31,15 @@ def new_writer(forward: ForwardGraph, *reserved: str) -> GraphWriter:
 def emit(
     forward: ForwardGraph, layout: FlatLayout, out: GraphWriter, inputs: Sequence[Output], outputs: Sequence[Output]
 ) -> bytes:
-    """Close the graph, check it in full, and put references in the place of frozen parameters.
+    """Close the graph, drop what changes nothing, check it in full, and put references in place of frozen parameters.
 
     Raises: AutodiffError: the graph is not valid ONNX; a rule and the model don't fit.
     """
-    out.prune([name for name, _, _ in outputs])
-    given = {name for name, _, _ in inputs}
+    given, made = {name for name, _, _ in inputs}, [name for name, _, _ in outputs]
+    learned = {*given, *(entry.name for entry in layout.entries)}
+    constants = {name: value for name, value in forward.initializers.items() if name not in learned}
+    out.nodes = without_redundant(out.nodes, {**constants, **out.constants}, made)
+    out.prune(made)
     read = {name for node in out.nodes for name in names_read(node)}
     kept = [
         numpy_helper.from_array(value, name)

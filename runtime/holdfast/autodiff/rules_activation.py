@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from holdfast.autodiff.channels import line
 from holdfast.autodiff.rule import GradientRule, NodeView, as_float, kept_where, one_output, reduced
 from holdfast.autodiff.writer import GraphWriter
 
@@ -103,17 +104,26 @@ def _mish(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     return [out.node("Mul", [dy, out.node("Add", [t, out.node("Mul", [x, inner])])])]
 
 
+def _gelu_forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
+    """Y = X Phi(X), with the normal distribution's Phi(X) = (1 + erf(X / sqrt 2)) / 2 kept for the way back."""
+    if view.text("approximate", "none") == "tanh":
+        out.copy([view.node])
+        return ()
+    x, shape = view.inputs[0], view.input_shape(0)
+    small = _times(out, x, math.sqrt(0.5))
+    cumulative = line(out, out.node("Erf", [small]), shape, 0.5, 0.5)
+    out.node_as("Mul", [x, cumulative], [view.outputs[0]])
+    return (small, cumulative)
+
+
 def _gelu(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
-    slope = _gelu_tanh_slope if view.text("approximate", "none") == "tanh" else _gelu_slope
-    return [out.node("Mul", [dy, slope(out, view.inputs[0])])]
-
-
-def _gelu_slope(out: GraphWriter, x: str) -> str:
-    """Y = X Phi(X): slope Phi(X) + X phi(X), with the normal distribution's Phi and phi."""
-    erf = out.node("Erf", [_times(out, x, 1 / math.sqrt(2))])
-    cumulative = _times(out, out.node("Add", [erf, out.scalar(1.0)]), 0.5)
-    density = out.node("Exp", [_times(out, out.node("Mul", [x, x]), -0.5)])
-    return out.node("Add", [cumulative, _times(out, out.node("Mul", [x, density]), 1 / math.sqrt(2 * math.pi))])
+    """Slope Phi(X) + X phi(X); with s = X / sqrt 2, X phi(X) = s exp(-s^2 - log(pi) / 2)."""
+    if not view.saved:
+        return [out.node("Mul", [dy, _gelu_tanh_slope(out, view.inputs[0])])]
+    small, cumulative = view.saved
+    exponent = line(out, out.node("Mul", [small, small]), view.input_shape(0), -1.0, -0.5 * math.log(math.pi))
+    density = out.node("Mul", [small, out.node("Exp", [exponent])])
+    return [out.node("Mul", [dy, out.node("Add", [cumulative, density])])]
 
 
 def _gelu_tanh_slope(out: GraphWriter, x: str) -> str:
@@ -162,5 +172,7 @@ RULES = (
     GradientRule("HardSwish", "dX = dY (s + X/6 [0 < s < 1]), s = clip(X/6 + 1/2, 0, 1)", one_output(_hard_swish)),
     GradientRule("Swish", "dX = dY (s + alpha Y (1 - s)), s = sigmoid(alpha X)", one_output(_swish)),
     GradientRule("Mish", "dX = dY (t + X (1 - t^2) sigmoid(X)), t = tanh(softplus(X))", one_output(_mish)),
-    GradientRule("Gelu", "dX = dY (Phi(X) + X phi(X)); with tanh: its own derivative", one_output(_gelu)),
+    GradientRule(
+        "Gelu", "dX = dY (Phi(X) + X phi(X)); with tanh: its own derivative", one_output(_gelu), forward=_gelu_forward
+    ),
 )
