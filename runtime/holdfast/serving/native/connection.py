@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
+import struct
 from collections.abc import Callable
 
 from holdfast.serving.http2.frames import PREFACE
@@ -19,6 +21,7 @@ from holdfast.serving.native.tls import spiffe_id_of
 
 logger = logging.getLogger(__name__)
 
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # linger, for no time: socket(7)
 WRITE_BUFFER_BYTES = 1_048_576  # above it no more DATA is framed until the kernel has taken some
 
 
@@ -117,6 +120,8 @@ class NativeConnection(asyncio.Protocol):
         else:
             overdue = not self._is_closing and self._peer.is_overdue(now_s)
         if overdue:
+            # a reset: else the kernel keeps what the peer does not take, and goes on offering it for minutes
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             self.transport.abort()
 
     def _peer_for(self, first: bytes) -> Http1Peer | Http2Peer:
