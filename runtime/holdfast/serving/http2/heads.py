@@ -20,6 +20,7 @@ from holdfast.serving.http2.errors import ConnectionFault
 from holdfast.serving.http2.hpack import ENTRY_OVERHEAD_BYTES, STATIC_COUNT, Decoder, Field, HeaderListTooLarge
 from holdfast.serving.http2.limits import MAX_KNOWN_HEADS
 
+MAX_ALIKE = 8  # shapes of one length: each is compared
 MAX_KNOWN_BLOCK_BYTES = 512  # of a block that is remembered: 64 of them are 32 KiB
 # Fields that change from call to call. None has a meaning for the connection, or for the framing of a message.
 VARYING = frozenset(
@@ -37,15 +38,20 @@ _NAMES_CODED = {
     for name in VARYING
     for flag, coded in ((0x00, name.encode()), (0x80, huffman.encode(name.encode())))
 }
-_PLAIN_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")  # of these no value is bad
+_PLAIN = bytes(range(0x21, 0x7F))  # of these no value is bad, wherever they stand
+
+# A valid traceparent (W3C Trace Context 3.2) after `_TRACE_KINDS`: hexadecimal digits as "h", dashes as they are.
+TRACEPARENT = "traceparent"
+TRACE_BYTES = 55
+_TRACE_KINDS = bytes(0x68 if chr(n) in "0123456789abcdef" else n if n == 0x2D else 0 for n in range(256))
+_TRACE_FORM = b"-".join(b"h" * count for count in (2, 32, 16, 2))
 
 
-@dataclass(slots=True)  # not frozen: `mark` is the holder's
+@dataclass(frozen=True, slots=True)
 class RequestHead:
     """One request's fields. Header names are lower case; values of a repeated name are joined by a comma.
 
-    `defect` says why the head is malformed, or is empty. `size_bytes` counts as RFC 9113 6.5.2 does. `mark` is the
-    holder's, to note what it found out about the head; 0 at first.
+    `defect` says why the head is malformed, or is empty. `size_bytes` counts as RFC 9113 6.5.2 does.
     """
 
     method: str
@@ -56,7 +62,6 @@ class RequestHead:
     content_length: int | None
     size_bytes: int
     defect: str = ""
-    mark: int = 0
 
     def with_more(self, more: Mapping[str, str]) -> RequestHead:
         """This head with the fields that varied."""
@@ -67,90 +72,112 @@ class RequestHead:
         )
 
 
-Varied = tuple[RequestHead, Mapping[str, str]]  # what a head shares with others, and the varying fields beside it
-_NONE: Mapping[str, str] = {}
+class Shape:
+    """A block in which only values of varying fields change: where they stand, and what is around them.
 
+    `base` is the head without those fields, `names` are theirs. `note` is the holder's, to write down what it found out
+    about calls of this shape; None at first. `traced_at`: which of the values is a valid traceparent, or -1.
+    """
 
-class _Shape:
-    """A block in which only values of varying fields change: where they stand, and what is around them."""
-
-    __slots__ = ("base", "fixed", "values")
+    __slots__ = ("_cuts", "_fixed", "base", "names", "note", "traced_at")
 
     def __init__(self, base: RequestHead, block: bytes, values: list[tuple[str, int, int]]) -> None:
         self.base = base
-        self.values = tuple(values)
+        self.names = tuple(name for name, _, _ in values)
+        forms = [(name, end - start) for name, start, end in values]
+        self.traced_at = forms.index((TRACEPARENT, TRACE_BYTES)) if (TRACEPARENT, TRACE_BYTES) in forms else -1
+        self.note: object = None
         starts = [0, *(end for _, _, end in values)]
         ends = [*(start for _, start, _ in values), len(block)]
-        self.fixed = tuple((block[start:end], start) for start, end in zip(starts, ends, strict=True) if start < end)
+        self._fixed = tuple((block[start:end], start) for start, end in zip(starts, ends, strict=True) if start < end)
+        self._cuts = tuple((start, end, place == self.traced_at) for place, (_, start, end) in enumerate(values))
 
-    def read(self, block: bytes) -> Varied | None:
-        """The head of a block of the same length; None if it is not of this shape, or a value is unusual."""
-        for piece, at in self.fixed:
-            if not block.startswith(piece, at):
+    def read(self, buffer: bytes, at: int) -> tuple[bytes, ...] | None:
+        """The varying values of a block of the same length at a place of a buffer.
+
+        None if the block is not of this shape, or a value is unusual: not plain ASCII without blanks, or as long as a
+        traceparent and none.
+        """
+        for piece, start in self._fixed:
+            if not buffer.startswith(piece, at + start):
                 return None
-        more = {}
-        for name, start, end in self.values:
-            value = block[start:end].decode("latin-1")
-            if not _PLAIN_TEXT.match(value):
+        values = []
+        for start, end, is_traceparent in self._cuts:
+            value = buffer[at + start : at + end]
+            if is_traceparent:
+                if value.translate(_TRACE_KINDS) != _TRACE_FORM:
+                    return None
+            elif value.translate(None, _PLAIN):
                 return None
-            more[name] = value
-        return self.base, more
+            values.append(value)
+        return tuple(values)
+
+
+Varied = tuple[Shape, tuple[bytes, ...]]
 
 
 class HeadReader:
-    """Reads the header blocks of one connection."""
+    """Reads the header blocks of one connection. `shapes`: those that were learned, by the length of their blocks."""
 
     def __init__(self, decoder: Decoder, max_list_bytes: int, *, memoise: bool = True) -> None:
+        self.shapes: dict[int, list[Shape]] = {}
         self._decoder = decoder
         self._max_list_bytes = max_list_bytes
         self._memoise = memoise
         self._version = decoder.version
-        self._known: dict[bytes, Varied] = {}
+        self._count = 0
         self._bases: dict[bytes, RequestHead] = {}
-        self._shapes: dict[int, list[_Shape]] = {}
 
     def read(self, block: bytes) -> Varied:
-        """The head of one request: what it shares with others, and what varied.
+        """The shape of one request's head, and the values that vary.
 
         Raises:
             ConnectionFault: the block cannot be decompressed.
             HeaderListTooLarge: more fields than allowed.
         """
-        found = self.recall(block)
-        if found is not None:
-            return found
-        shape = self._learn(block) if self._memoise else None
-        varied = None if shape is None else shape.read(block)
-        if varied is not None:
-            return varied
-        head = head_of(self._decoder.decode(block))
-        if self._memoise and self._version == self._decoder.version and len(block) <= MAX_KNOWN_BLOCK_BYTES:
-            if len(self._known) >= MAX_KNOWN_HEADS:
-                self._known.clear()
-            self._known[block] = (head, _NONE)
-        return head, _NONE
+        for shape in self.shapes.get(len(block), ()):
+            values = shape.read(block, 0)
+            if values is not None:
+                return shape, values
+        learned = self._learn(block) if self._memoise else None
+        if learned is not None:
+            values = learned.read(block, 0)
+            if values is not None:
+                self._remember(len(block), learned)
+                return learned, values
+        version = self._version
+        shape = Shape(head_of(self.decode(block)), block, [])
+        if self._memoise and version == self._version and len(block) <= MAX_KNOWN_BLOCK_BYTES:
+            self._remember(len(block), shape)
+        return shape, ()
 
-    def recall(self, block: bytes) -> Varied | None:
-        """The head of a block like one that was read before; None if it must be read. Changes nothing."""
-        if self._version != self._decoder.version:
-            self._forget()
-            return None
-        known = self._known.get(block)
-        if known is not None:
-            return known
-        for shape in self._shapes.get(len(block), ()):
-            varied = shape.read(block)
-            if varied is not None:
-                return varied
-        return None
+    def decode(self, block: bytes) -> list[Field]:
+        """The fields of a block that is no request's head. Raises as `read` does."""
+        try:
+            return self._decoder.decode(block)
+        finally:
+            if self._version != self._decoder.version:
+                self._forget()
+
+    def _remember(self, size: int, shape: Shape) -> None:
+        if self._count >= MAX_KNOWN_HEADS:
+            self._count = 0
+            self.shapes.clear()
+        alike = self.shapes.setdefault(size, [])
+        if len(alike) >= MAX_ALIKE:
+            del alike[0]
+            self._count -= 1
+        alike.append(shape)
+        self._count += 1
 
     def _forget(self) -> None:
-        self._known.clear()
+        """The table has changed: the same octets may mean something else now."""
+        self._count = 0
+        self.shapes.clear()
         self._bases.clear()
-        self._shapes.clear()
         self._version = self._decoder.version
 
-    def _learn(self, block: bytes) -> _Shape | None:
+    def _learn(self, block: bytes) -> Shape | None:
         """The shape of a block that has varying fields with plain values, and changes no table; None for all others."""
         if len(block) > MAX_KNOWN_BLOCK_BYTES:
             return None
@@ -160,17 +187,8 @@ class HeadReader:
             return None
         names = [name for name, _, _ in values]
         size = sum(len(name) + end - start + ENTRY_OVERHEAD_BYTES for name, start, end in values)
-        if (
-            len(set(names)) < len(names)
-            or not base.headers.keys().isdisjoint(names)
-            or base.size_bytes + size > self._max_list_bytes
-        ):
-            return None
-        if sum(map(len, self._shapes.values())) >= MAX_KNOWN_HEADS:
-            self._shapes.clear()
-        shape = _Shape(base, block, values)
-        self._shapes.setdefault(len(block), []).append(shape)
-        return shape
+        is_sound = len(set(names)) == len(names) and base.headers.keys().isdisjoint(names)
+        return Shape(base, block, values) if is_sound and base.size_bytes + size <= self._max_list_bytes else None
 
     def _base(self, rest: bytes) -> RequestHead | None:
         """The head that a block without its varying fields makes; None if reading it would change the table."""

@@ -51,7 +51,7 @@ class Http2Limits:
         Stream windows and heads, one frame and one header block being put together, the header table (its entries as
         text), heads remembered, and answers the peer does not take.
         """
-        heads = MAX_KNOWN_HEADS * self.max_header_list_bytes
+        heads = 2 * MAX_KNOWN_HEADS * self.max_header_list_bytes  # whole ones, and those without what varies
         parts = (
             heads
             + self.max_frame_bytes

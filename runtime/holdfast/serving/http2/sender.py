@@ -29,25 +29,17 @@ class AnswerForm:
     extra_bytes: octets that every answer adds to the trailer block.
     """
 
-    __slots__ = ("_begin", "_begins", "_end", "_ends", "head", "trailers")
+    __slots__ = ("begin_frame", "end_frame", "head", "pack_begin", "pack_end", "trailers")
 
     def __init__(self, head: bytes, trailers: bytes, extra_bytes: int = 0) -> None:
         assert max(len(head), len(trailers) + extra_bytes) <= DEFAULT_FRAME_BYTES, "the blocks fit one frame each"
         self.head = head
         self.trailers = trailers
-        self._begins = frames.header(frames.HEADERS, frames.END_HEADERS, 0, len(head))[:5]
-        self._begin = struct.Struct(f">5sI{len(head)}sHBHI").pack  # the last four: a header of DATA without flags
+        self.begin_frame = frames.header(frames.HEADERS, frames.END_HEADERS, 0, len(head))[:5]
+        self.pack_begin = struct.Struct(f">5sI{len(head)}sHBHI").pack  # the last four: a header of DATA without flags
         flags = frames.END_HEADERS | frames.END_STREAM
-        self._ends = frames.header(frames.HEADERS, flags, 0, len(trailers) + extra_bytes)[:5]
-        self._end = struct.Struct(f">5sI{len(trailers)}s{extra_bytes}s").pack
-
-    def begin(self, stream_id: int, size: int) -> bytes:
-        """Everything before a body of `size` octets."""
-        return self._begin(self._begins, stream_id, self.head, size >> 8, size & 0xFF, frames.DATA, stream_id)
-
-    def end(self, stream_id: int, extra: bytes) -> bytes:
-        """Everything behind the body."""
-        return self._end(self._ends, stream_id, self.trailers, extra)
+        self.end_frame = frames.header(frames.HEADERS, flags, 0, len(trailers) + extra_bytes)[:5]
+        self.pack_end = struct.Struct(f">5sI{len(trailers)}s{extra_bytes}s").pack
 
 
 class Sender:
@@ -85,7 +77,12 @@ class Sender:
         self.update_credit += 2
         stream.local_ended = True
         stream_id = stream.id
-        self.out += (form.begin(stream_id, size), *parts, form.end(stream_id, extra))
+        out = self.out
+        out.append(
+            form.pack_begin(form.begin_frame, stream_id, form.head, size >> 8, size & 0xFF, frames.DATA, stream_id)
+        )
+        out += parts
+        out.append(form.pack_end(form.end_frame, stream_id, form.trailers, extra))
         return True
 
     def headers(self, stream: Stream, block: bytes, *, end: bool) -> None:

@@ -21,37 +21,40 @@ class Kind(IntEnum):
 
 
 class Stream:
-    """A request and its answer. `base` and `more`: its head, in what it shares with others, and what varied."""
+    """A request and its answer. `shape` and `values`: its head, in what it shares with others, and what varies."""
 
     __slots__ = (
         "_head",
-        "base",
         "id",
         "length_left",
         "local_ended",
-        "more",
         "queue",
         "recv_window",
         "remote_ended",
         "send_window",
+        "shape",
+        "values",
     )
 
-    def __init__(self, stream_id: int, varied: Varied, recv_window: int, send_window: int) -> None:
+    def __init__(self, stream_id: int, varied: Varied, recv_window: int, send_window: int, *, is_whole: bool) -> None:
         self.id = stream_id
-        self.base, self.more = varied
+        self.shape, self.values = varied
         self._head: RequestHead | None = None
         self.recv_window = recv_window
         self.send_window = send_window
-        self.remote_ended = False
+        self.remote_ended = is_whole
         self.local_ended = False
-        self.length_left = self.base.content_length
+        self.length_left = self.shape.base.content_length
         self.queue: deque[Queued] | None = None
 
     @property
     def head(self) -> RequestHead:
         """The whole head. Made when it is first asked for: a call that is answered quickly does without."""
         if self._head is None:
-            self._head = self.base.with_more(self.more) if self.more else self.base
+            shape, values = self.shape, (value.decode("latin-1") for value in self.values)
+            self._head = (
+                shape.base.with_more(dict(zip(shape.names, values, strict=True))) if shape.names else shape.base
+            )
         return self._head
 
 

@@ -24,13 +24,14 @@ from holdfast.serving.grpc_wire import (
 from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.errors import ErrorCode
+from holdfast.serving.http2.heads import Shape
 from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.stream import Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
-from holdfast.serving.native.lane import PLAIN, TRACED
+from holdfast.serving.native.lane import PLAIN, TRACED, Note
 from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.parameters import InferCall
@@ -38,7 +39,6 @@ from holdfast.serving.routes import HttpResponse
 from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, is_traceparent
 from holdfast.serving.status import status_of
 
-UNMARKED, PLAIN_INFER, OTHER = 0, 1, 2  # what a head asks for: whether its call may go by the lane
 CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 
 
@@ -72,16 +72,12 @@ class Http2Peer:
         calls = backend.lane.calls if machine.unsent_bytes <= backend.options.http2.max_unsent_bytes else None
         max_bytes = backend.options.max_message_bytes + PREFIX_BYTES
         for kind, stream, piece in machine.receive(data, now_s):
-            if (
-                kind is whole
-                and calls is not None
-                and (stream.base.mark or self._mark(stream)) == PLAIN_INFER
-                and type(piece) is bytes
-                and len(piece) <= max_bytes
-            ):
-                calls.append((self, stream, piece))
-            else:
-                self._on_event(kind, stream, piece)
+            if kind is whole and calls is not None and type(piece) is bytes and len(piece) <= max_bytes:
+                note: Note = stream.shape.note or self._noted(stream.shape)  # type: ignore[assignment]  # ours alone
+                if note.is_plain:
+                    calls.append((self, stream, piece, note))
+                    continue
+            self._on_event(kind, stream, piece)
         if not machine.is_mid_frame:
             self._framed_s = now_s
         if machine.is_ended:
@@ -226,9 +222,9 @@ class Http2Peer:
 
     # gRPC.
 
-    def _mark(self, stream: Stream) -> int:
-        """Note of a head, once, whether calls with it are plain ones that this caller may make."""
-        backend, base = self._backend, stream.base
+    def _noted(self, shape: Shape) -> Note:
+        """Note of a shape, once, whether calls of it are plain ones that this caller may make."""
+        backend, base = self._backend, shape.base
         headers = base.headers
         is_plain = (
             backend.options.memoise
@@ -238,8 +234,9 @@ class Http2Peer:
             and headers.get("grpc-encoding", "identity") == "identity"
             and backend.rpc.may_infer(context_of(self._facts, headers))
         )
-        base.mark = PLAIN_INFER if is_plain else OTHER
-        return base.mark
+        note = Note(shape, is_plain=is_plain)
+        shape.note = note
+        return note
 
     def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
         """A ModelInfer call through decoder, queue, run and encoder."""
@@ -247,7 +244,7 @@ class Http2Peer:
 
         def decode() -> InferCall:
             max_bytes = backend.options.max_message_bytes
-            if (stream.base.mark or self._mark(stream)) == PLAIN_INFER and len(body) <= max_bytes + PREFIX_BYTES:
+            if self._noted(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES:
                 call = backend.codec.decode(body)
                 if call is not None:
                     return call

@@ -11,6 +11,7 @@ cut out of the octets, joined, run and cut apart together they cost 5.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -22,22 +23,45 @@ from holdfast.inference.tensors import Array
 from holdfast.serving import grpc_wire
 from holdfast.serving.grpc_wire import GrpcFault, timeout_s
 from holdfast.serving.http2.connection import Http2Connection
+from holdfast.serving.http2.heads import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.sender import AnswerForm
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.codec import InferCodec, Layout, RequestKind
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
-from holdfast.serving.rpc import TRACEPARENT, is_traceparent
+from holdfast.serving.rpc import is_traceparent
 from holdfast.serving.service import InferenceService
 
 logger = logging.getLogger(__name__)
 
 MAX_KNOWN = 256  # timeouts, and forms of answers per model, that are remembered
 
-_TRACE_CHARS = 55  # W3C Trace Context 3.2: every valid traceparent of version 00
-_TRACE_PREFIX = encode(((TRACEPARENT, "0" * _TRACE_CHARS),))[:-_TRACE_CHARS]
+TIMEOUT = "grpc-timeout"
+_TRACE_PREFIX = encode(((TRACEPARENT, "0" * TRACE_BYTES),))[:-TRACE_BYTES]
 PLAIN = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS)
-TRACED = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS + _TRACE_PREFIX, _TRACE_CHARS)
+TRACED = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS + _TRACE_PREFIX, TRACE_BYTES)
+
+
+class Note:
+    """What is known of all calls of one shape. `timeout_at` and `trace_at`: places among the varying values, or -1.
+
+    allowed_s: the timeout that does not vary. trace: the traceparent that does not vary, or none.
+    """
+
+    __slots__ = ("allowed_s", "is_plain", "timeout_at", "trace", "trace_at")
+
+    def __init__(self, shape: Shape, *, is_plain: bool) -> None:
+        names, fixed = shape.names, shape.base.headers
+        self.timeout_at = names.index(TIMEOUT) if TIMEOUT in names else -1
+        try:
+            self.allowed_s = timeout_s(fixed[TIMEOUT]) if TIMEOUT in fixed else math.inf
+        except GrpcFault:
+            is_plain = False  # said on the whole way
+            self.allowed_s = 0.0
+        self.is_plain = is_plain
+        self.trace_at = shape.traced_at
+        trace = fixed.get(TRACEPARENT, "")
+        self.trace = trace.encode() if is_traceparent(trace) else b""
 
 
 class Caller(Protocol):
@@ -53,20 +77,24 @@ class Caller(Protocol):
         """Answer a call with what went wrong."""
 
 
-Call = tuple[Caller, Stream, bytes]
-_Member = tuple[Caller, Stream, bytes, Layout, str]
+Call = tuple[Caller, Stream, bytes, Note]
+_Member = tuple[Caller, Stream, bytes, Note, Layout, str]
 _Parts = tuple[int, tuple[bytes, ...]]
 
 
 class _Group:
-    """Calls that share a run."""
+    """Calls that share a run; what is read for every one of them lies here ready."""
 
-    __slots__ = ("kind", "members", "model", "rows", "total")
+    __slots__ = ("alones_s", "came_s", "kind", "largest", "members", "model", "rows", "shares_s", "total")
 
     def __init__(self, kind: RequestKind, model: ServedModel) -> None:
         self.kind = kind
         self.model = model
+        traits = model.session.traits
+        self.largest = traits.mixing.buckets[-1]
+        self.alones_s, self.shares_s = traits.alones_s, traits.shares_s
         self.members: list[_Member] = []
+        self.came_s: list[float] = []
         self.rows: list[int] = []
         self.total = 0
 
@@ -81,7 +109,7 @@ class Lane:
         self._service = service
         self._clock = clock
         self._max_calls = max_calls
-        self._timeouts: dict[str, float] = {}
+        self._timeouts: dict[bytes, float] = {}
         self._parts: dict[object, dict[tuple[int, int], _Parts]] = {}
 
     def serve_with(self, quick: QuickRuns) -> None:
@@ -92,7 +120,9 @@ class Lane:
         """Answer all calls, or pass them on. `in_flight` others are under way."""
         calls, self.calls = self.calls, []
         places = max(0, self._max_calls - in_flight)
-        calls, over = calls[:places], calls[places:]
+        over: list[Call] = []
+        if len(calls) > places:
+            calls, over = calls[:places], calls[places:]
         groups, left = self._grouped(calls)
         for group in groups:
             try:
@@ -102,8 +132,8 @@ class Lane:
                     peer.fail(stream, error)
             else:
                 if not is_answered:
-                    left += [member[:3] for member in group.members]
-        for peer, stream, body in left + over:
+                    left += [member[:4] for member in group.members]
+        for peer, stream, body, _ in left + over:
             peer.infer(stream, body)
 
     def _grouped(self, calls: list[Call]) -> tuple[list[_Group], list[Call]]:
@@ -114,33 +144,47 @@ class Lane:
         left: list[Call] = []
         open_of: dict[RequestKind, _Group | None] = {}
         for call in calls:
-            peer, stream, body = call
+            peer, stream, body, note = call
             found = match(body, len(body))
-            if found is None or not self._is_on_time(peer, stream, now_s):
+            came_s = peer.seen_s
+            if found is None or came_s + self._allowed_s(stream, note) <= now_s:
                 left.append(call)
                 continue
             layout, request_id = found
             kind, rows = layout.kind, layout.rows
-            if kind not in open_of:
-                open_of[kind] = self._opened(kind)
-            group = open_of[kind]
-            if group is None or left_s <= 0:
+            try:
+                group = open_of[kind]
+            except KeyError:
+                group = open_of[kind] = self._opened(kind)
+            if group is None or left_s <= 0 or not 0 < rows <= group.largest or group.alones_s[rows] > limit_s:
                 left.append(call)
                 continue
-            traits = group.model.session.traits
-            largest = traits.mixing.buckets[-1]
-            if not 0 < rows <= largest or traits.alones_s[rows] > limit_s:
-                left.append(call)
-                continue
-            left_s -= traits.shares_s[rows]
-            if group.total + rows > largest:
+            left_s -= group.shares_s[rows]
+            if group.total + rows > group.largest:
                 group = open_of[kind] = _Group(kind, group.model)
             if not group.members:
                 groups.append(group)
-            group.members.append((peer, stream, body, layout, request_id))
+            group.members.append((peer, stream, body, note, layout, request_id))
+            group.came_s.append(came_s)
             group.rows.append(rows)
             group.total += rows
         return groups, left
+
+    def _allowed_s(self, stream: Stream, note: Note) -> float:
+        """How long a call may take; nothing if its timeout is malformed, which is said on the whole way."""
+        if note.timeout_at < 0:
+            return note.allowed_s
+        value = stream.values[note.timeout_at]
+        allowed_s = self._timeouts.get(value)
+        if allowed_s is None:
+            try:
+                allowed_s = timeout_s(value.decode("latin-1"))
+            except GrpcFault:
+                return 0.0
+            if len(self._timeouts) >= MAX_KNOWN:
+                self._timeouts.clear()
+            self._timeouts[value] = allowed_s
+        return allowed_s
 
     def _opened(self, kind: RequestKind) -> _Group | None:
         """A group for calls of this kind, if its model takes them now."""
@@ -149,92 +193,72 @@ class Lane:
             return None
         return None if kind.outputs and not model.session.has_outputs(kind.outputs) else _Group(kind, model)
 
-    def _is_on_time(self, peer: Caller, stream: Stream, now_s: float) -> bool:
-        text = stream.more.get("grpc-timeout") or stream.base.headers.get("grpc-timeout")
-        if text is None:
-            return True
-        allowed_s = self._timeouts.get(text)
-        if allowed_s is None:
-            try:
-                allowed_s = timeout_s(text)
-            except GrpcFault:
-                return False  # said on the whole way
-            if len(self._timeouts) >= MAX_KNOWN:
-                self._timeouts.clear()
-            self._timeouts[text] = allowed_s
-        return peer.seen_s + allowed_s > now_s
-
     def _run(self, group: _Group) -> bool:
         """Answer the calls of a group. False, and none was answered, if they must go the whole way."""
-        kind, model, total = group.kind, group.model, group.total
-        bucket = model.session.traits.mixing.bucket_for(total)
+        kind, model = group.kind, group.model
+        bucket = model.session.traits.mixing.bucket_for(group.total)
         assert bucket is not None, "more rows in a run than were probed"
         inputs = _joined(group, bucket)
-        came_s = [peer.seen_s for peer, *_ in group.members]
-        outputs = self._quick.run_quick(model, inputs, kind.outputs, group.rows, came_s)
+        outputs = self._quick.run_quick(model, inputs, kind.outputs, group.rows, group.came_s)
         if outputs is None:
             return False
-        parts_of = self._known_parts(model, outputs)
-        answers = self._answers(group, outputs, parts_of)
-        if answers is None:
+        known = self._known_parts(model, outputs, bucket)
+        if known is None:
             kind.is_plain = False
             return False
-        self._tell(group, inputs, outputs, came_s)
-        for (peer, stream, _, _, _), (size, parts) in zip(group.members, answers, strict=True):
-            trace = stream.more.get(TRACEPARENT) or stream.base.headers.get(TRACEPARENT)
-            if trace is not None and is_traceparent(trace):
-                peer.machine.answer(stream, TRACED, parts, size, trace.encode())
+        self._tell(group, inputs, outputs)
+        columns = [(array.tobytes(), array.nbytes // bucket) for array in outputs.values()]
+        at = 0
+        for (peer, stream, _, note, _, text), rows in zip(group.members, group.rows, strict=True):
+            request_id = text.encode()
+            key = (rows, len(request_id))
+            size, pieces = known.get(key) or self._learn_parts(known, key, model, outputs)
+            end = at + rows
+            if len(columns) == 1:  # most models
+                raw, row = columns[0]
+                parts: tuple[bytes, ...] = (pieces[0], request_id, pieces[1], raw[at * row : end * row])
             else:
-                peer.machine.answer(stream, PLAIN, parts, size)
+                parts = _woven(pieces, request_id, [raw[at * row : end * row] for raw, row in columns])
+            at = end
+            trace = stream.values[note.trace_at] if note.trace_at >= 0 else note.trace
+            peer.machine.answer(stream, TRACED if trace else PLAIN, parts, size, trace)
         return True
 
-    def _known_parts(self, model: ServedModel, outputs: Mapping[str, Array]) -> dict[tuple[int, int], _Parts]:
+    def _known_parts(
+        self, model: ServedModel, outputs: Mapping[str, Array], bucket: int
+    ) -> dict[tuple[int, int], _Parts] | None:
+        """What stands around such answers, by rows and octets of the id; None if the whole encoder makes them."""
         signature = [(name, array.dtype, array.shape[1:]) for name, array in outputs.items()]
         key = (model.name, model.version, *signature)
         known = self._parts.get(key)
         if known is None:
+            if any(array.ndim == 0 or len(array) != bucket for array in outputs.values()):
+                return None
+            mine = {name: array[:1] for name, array in outputs.items()}
+            if self._codec.answer_parts(model.name, model.version, mine, 0) is None:
+                return None
             if len(self._parts) >= MAX_KNOWN:
                 self._parts.clear()
             known = self._parts[key] = {}
         return known
 
-    def _answers(
-        self, group: _Group, outputs: Mapping[str, Array], known: dict[tuple[int, int], _Parts]
-    ) -> list[tuple[int, tuple[bytes, ...]]] | None:
-        """The framed message of each member, in parts; None if the whole encoder must make them."""
-        model = group.model
-        if any(array.ndim == 0 or len(array) < group.total for array in outputs.values()):
-            return None
-        columns = [(array.tobytes(), array.nbytes // len(array)) for array in outputs.values()]
-        answers: list[tuple[int, tuple[bytes, ...]]] = []
-        at = 0
-        for (_, _, _, _, text), rows in zip(group.members, group.rows, strict=True):
-            request_id = text.encode()
-            around = known.get((rows, len(request_id)))
-            if around is None:
-                mine = {name: array[:rows] for name, array in outputs.items()}
-                around = self._codec.answer_parts(model.name, model.version, mine, len(request_id))
-                if around is None:
-                    return None
-                if len(known) >= MAX_KNOWN:
-                    known.clear()
-                known[(rows, len(request_id))] = around
-            size, pieces = around
-            end = at + rows
-            if len(columns) == 1:  # most models
-                raw, row = columns[0]
-                answers.append((size, (pieces[0], request_id, pieces[1], raw[at * row : end * row])))
-            else:
-                parts = [pieces[0], request_id]
-                for piece, (raw, row) in zip(pieces[1:], columns, strict=True):
-                    parts += (piece, raw[at * row : end * row])
-                answers.append((size, tuple(parts)))
-            at = end
-        return answers
+    def _learn_parts(
+        self,
+        known: dict[tuple[int, int], _Parts],
+        key: tuple[int, int],
+        model: ServedModel,
+        outputs: Mapping[str, Array],
+    ) -> _Parts:
+        rows, id_bytes = key
+        mine = {name: array[:rows] for name, array in outputs.items()}
+        parts = self._codec.answer_parts(model.name, model.version, mine, id_bytes)
+        assert parts is not None, "one row went out this way, but not several"
+        if len(known) >= MAX_KNOWN:
+            known.clear()
+        known[key] = parts
+        return parts
 
-    def _tell(
-        self, group: _Group, inputs: Mapping[str, Array], outputs: Mapping[str, Array], came_s: list[float]
-    ) -> None:
+    def _tell(self, group: _Group, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         if not self._service.has_taps:
             return
         now_s, total = self._clock.monotonic_s(), group.total
@@ -243,7 +267,7 @@ class Lane:
                 group.kind.model,
                 group.model.version,
                 [request_id for *_, request_id in group.members],
-                [now_s - each for each in came_s],
+                [now_s - each for each in group.came_s],
                 OK,
                 {name: array[:total] for name, array in inputs.items()},
                 {name: array[:total] for name, array in outputs.items()},
@@ -256,7 +280,7 @@ def _joined(group: _Group, bucket: int) -> dict[str, Array]:
     inputs: dict[str, Array] = {}
     for place, each in enumerate(group.kind.inputs):
         parts = []
-        for _, _, body, layout, _ in group.members:
+        for _, _, body, _, layout, _ in group.members:
             start, end = layout.raws[place]
             parts.append(body[start:end])
         if bucket > group.total:
@@ -264,3 +288,11 @@ def _joined(group: _Group, bucket: int) -> dict[str, Array]:
         joined = parts[0] if len(parts) == 1 else b"".join(parts)
         inputs[each.name] = np.frombuffer(joined, each.dtype).reshape((bucket, *each.row_shape))
     return inputs
+
+
+def _woven(pieces: tuple[bytes, ...], request_id: bytes, raws: list[bytes]) -> tuple[bytes, ...]:
+    """The parts of an answer with several outputs."""
+    parts = [pieces[0], request_id]
+    for piece, raw in zip(pieces[1:], raws, strict=True):
+        parts += (piece, raw)
+    return tuple(parts)
