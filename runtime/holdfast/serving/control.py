@@ -146,7 +146,8 @@ class Control:
         ready = [(model.name, model.version) for model in self._offer.pool.models()]
         counts = self._offer.statistics.counts()
         service = self._offer.service
-        return metrics.render(counts, ready, __version__, is_ready=service.is_ready, waiting=service.waiting())
+        state = metrics.State(service.is_ready, service.waiting(), service.refusals.counts())
+        return metrics.render(counts, ready, __version__, state)
 
     def repository_index(self, *, ready_only: bool) -> list[Value]:
         """Every model version that is known, with its state and the reason if it is not served."""

@@ -17,6 +17,7 @@ from holdfast.clock import Clock
 from holdfast.serving.grpcio_front import GrpcioFront
 from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.http_front import HttpFront
+from holdfast.serving.refusals import Refusals
 from holdfast.serving.routes import Routes
 from holdfast.serving.rpc import Origin, RpcTable
 from holdfast.serving.splice import Splice, SpliceLimits
@@ -34,8 +35,11 @@ class DoorLimits:
 class GrpcioDoor:
     """A door whose gRPC side is grpcio."""
 
-    def __init__(self, table: RpcTable, routes: Routes, clock: Clock, limits: DoorLimits, origin: Origin) -> None:
+    def __init__(
+        self, table: RpcTable, routes: Routes, refusals: Refusals, clock: Clock, limits: DoorLimits, origin: Origin
+    ) -> None:
         self._limits = limits
+        self._refusals = refusals
         self._grpc = GrpcioFront(
             table,
             clock,
@@ -43,7 +47,7 @@ class GrpcioDoor:
             max_message_bytes=limits.max_message_bytes,
             max_concurrent_calls=limits.max_in_flight,
         )
-        self._http = HttpFront(routes, clock, HttpLimits(max_body_bytes=limits.max_message_bytes), origin)
+        self._http = HttpFront(routes, refusals, clock, HttpLimits(max_body_bytes=limits.max_message_bytes), origin)
         self._folder: Path | None = None
         self._splice: Splice | None = None
 
@@ -53,7 +57,9 @@ class GrpcioDoor:
         backend = str(self._folder / "grpc")
         self._grpc.start(f"unix:{backend}")
         limits = SpliceLimits(max_connections=self._limits.max_connections)
-        self._splice = Splice(listener, backend, self._http.serve, lambda: self._http.open_connections, limits)
+        self._splice = Splice(
+            listener, backend, self._http.serve, lambda: self._http.open_connections, self._refusals, limits
+        )
         self._splice.start()
 
     def stop_accepting(self) -> None:

@@ -14,6 +14,7 @@ from holdfast.clock import Clock
 from holdfast.serving.http1 import HttpError, HttpLimits, HttpRequest
 from holdfast.serving.http_wire import ConnectionClosed, HttpReader
 from holdfast.serving.oip_json import error_body
+from holdfast.serving.refusals import Refusals
 from holdfast.serving.routes import HttpResponse, Routes
 from holdfast.serving.rpc import CallContext, Origin
 
@@ -21,8 +22,9 @@ from holdfast.serving.rpc import CallContext, Origin
 class HttpFront:
     """Answers HTTP/1.1 on sockets it is handed. Thread-safe."""
 
-    def __init__(self, routes: Routes, clock: Clock, limits: HttpLimits, origin: Origin) -> None:
+    def __init__(self, routes: Routes, refusals: Refusals, clock: Clock, limits: HttpLimits, origin: Origin) -> None:
         self._routes = routes
+        self._refusals = refusals
         self._origin = origin
         self._clock = clock
         self._limits = limits
@@ -79,6 +81,7 @@ class HttpFront:
             try:
                 request = reader.next_request()
             except HttpError as error:
+                self._refusals.note(error)
                 response = HttpResponse(error.status, error_body(str(error)))
                 self._send(connection, response, keep_alive=False, head_only=False)
                 reader.drain()  # else the kernel resets the connection and the peer may lose our answer

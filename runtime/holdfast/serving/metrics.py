@@ -8,6 +8,7 @@ exact. Source: Prometheus text exposition format 0.0.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from holdfast.serving.statistics import NOWHERE, Key, ModelCounts
 from holdfast.sketch.histogram import HistogramSnapshot
@@ -19,31 +20,41 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Sample = tuple[str, Mapping[str, str], float]  # suffix of the name, labels, value
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """Of the whole server. waiting: requests that wait now, by model (a queue is all of its versions).
+
+    refusals: what was refused before it was a request, by layer and reason.
+    """
+
+    is_ready: bool
+    waiting: Mapping[str, int]
+    refusals: Mapping[tuple[str, str], int]
+
+
 def render(
     counts: Mapping[Key, ModelCounts],
     ready: Iterable[Key],
     version: str,
-    *,
-    is_ready: bool,
-    waiting: Mapping[str, int],
+    state: State,
 ) -> str:
     """All metrics.
 
     Args:
         ready: models and versions that are served now.
         version: of this program.
-        waiting: requests that wait now, by model; a queue is all of a model's versions.
     """
     ready = sorted(ready)
-    depths = [("", {"model": name}, float(waiting.get(name, 0))) for name in sorted({name for name, _ in ready})]
+    depths = [("", {"model": name}, float(state.waiting.get(name, 0))) for name in sorted({name for name, _ in ready})]
     known = {key: value for key, value in counts.items() if key != NOWHERE}
     families = [
         _family("holdfast_info", "gauge", "The program that answers.", [("", {"version": version}, 1)]),
-        _family("holdfast_ready", "gauge", "1 while requests are welcome.", [("", {}, float(is_ready))]),
+        _family("holdfast_ready", "gauge", "1 while requests are welcome.", [("", {}, float(state.is_ready))]),
         _family("holdfast_model_ready", "gauge", "Served models.", [("", _labels(key), 1) for key in ready]),
         _family("holdfast_queue_requests", "gauge", "Requests that wait for a run now.", depths),
         _counter("requests_total", "Requests answered.", known, lambda c: c.requests),
         _family("holdfast_request_errors_total", "counter", "Requests refused or failed, by reason.", _errors(counts)),
+        _family("holdfast_peer_refusals_total", "counter", "Refused before it was a request.", _refusals(state)),
         _counter("rows_total", "Rows that models ran on.", known, lambda c: c.rows),
         _counter("runs_total", "Runs of models.", known, lambda c: c.runs),
         _counter("queue_seconds_total", "Time that requests waited for their run.", known, lambda c: c.queue_s),
@@ -76,6 +87,11 @@ def _errors(counts: Mapping[Key, ModelCounts]) -> Iterator[Sample]:
     for key in sorted(counts):
         for reason, number in sorted(counts[key].errors.items()):
             yield "", {**_labels(key), "reason": reason}, number
+
+
+def _refusals(state: State) -> Iterator[Sample]:
+    for (layer, reason), number in sorted(state.refusals.items()):
+        yield "", {"layer": layer, "reason": reason}, number
 
 
 def _batches(counts: Mapping[Key, ModelCounts]) -> Iterator[Sample]:

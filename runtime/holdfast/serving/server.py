@@ -157,7 +157,7 @@ class Server:
         limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
         self._schedule(lambda callback: callback())
         for opened, origin in listeners:
-            door = GrpcioDoor(self._table, self._routes, self._clock, limits, origin)
+            door = GrpcioDoor(self._table, self._routes, self._service.refusals, self._clock, limits, origin)
             self._doors.append(door)
             door.start(opened)
 

@@ -16,6 +16,7 @@ from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.protocols import OK, OnLeave, RequestTap, Scheduler, SchedulerObserver, TapEvent
+from holdfast.serving.refusals import Refusals
 from holdfast.serving.scheduler import ModelScheduler
 from holdfast.serving.status import INTERNAL_CODE
 
@@ -39,6 +40,7 @@ class InferenceService:
         self._pool = pool
         self._taps = tuple(taps)
         self._clock = clock
+        self.refusals = Refusals(clock)
         self._scheduler: Scheduler = ModelScheduler(pool, clock, lambda callback: callback(), observer=observer)
         self._watchers: list[Callable[[], None]] = []
         self._slots = threading.BoundedSemaphore(max_in_flight)

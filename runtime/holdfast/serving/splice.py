@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from holdfast.serving.pipe import PipeLimits, pipe
+from holdfast.serving.refusals import CONNECTION, SILENT, TOO_MANY, Refusals
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ class Splice:
         grpc_socket: str,
         serve_http: Callable[[socket.socket, bytes], None],
         count_http: Callable[[], int],
+        refusals: Refusals,
         limits: SpliceLimits,
     ) -> None:
         self._listener = listener
         self._grpc_socket = grpc_socket
         self._serve_http = serve_http
         self._count_http = count_http
+        self._refusals = refusals
         self._limits = limits
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="splice", daemon=True)
@@ -105,7 +108,7 @@ class Splice:
             return
         if len(self._connections) + self._count_http() >= self._limits.max_connections:
             connection.close()
-            logger.warning("connection refused", extra={"reason": "too many connections"})
+            self._refusals.count(CONNECTION, TOO_MANY)
             return
         task = asyncio.create_task(self._connection(connection))
         self._connections[task] = connection
@@ -126,8 +129,10 @@ class Splice:
                 await self._pipe_to_grpc(_taken_over(client), first)
             elif first:
                 self._serve_http(_taken_over(client), first)
-        except (OSError, TimeoutError):
-            pass  # the peer left or was too slow: nobody is there to be told
+        except TimeoutError:
+            self._refusals.count(CONNECTION, SILENT)
+        except OSError:
+            pass  # the peer left: nobody is there to be told
 
     async def _first_bytes(self, client: socket.socket) -> bytes:
         """Enough bytes to tell the protocols apart; fewer if the peer stopped sending."""

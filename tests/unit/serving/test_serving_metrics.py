@@ -91,7 +91,7 @@ def test_labels_are_escaped() -> None:
     statistics = Statistics(ModelPool(), SystemClock())
     statistics.on_response(TapEvent('a"b\\c\nd', "1", ("",), (0.1,), OK, None, None))
 
-    text = metrics.render(statistics.counts(), [], "0", is_ready=False, waiting={})
+    text = metrics.render(statistics.counts(), [], "0", metrics.State(is_ready=False, waiting={}, refusals={}))
 
     assert 'holdfast_requests_total{model="a\\"b\\\\c\\nd",version="1"} 1\n' in text
     parsed(text)
