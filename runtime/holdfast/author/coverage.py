@@ -2,8 +2,8 @@
 
 The answer is the builder's own: the graphs are built and thrown away. Costs are counted from the static shapes:
 multiply-adds of matrix products and convolutions (Griewank and Walther 2008, section 4.6: a gradient costs 2 more of
-what its node costs forward, one per factor), and bytes of float32. They say which of two models is dearer, not how many
-milliseconds a step takes.
+what its node costs forward, one per factor). They say which of two models is dearer, not how many milliseconds a step
+takes. The memory is estimated from the step graph itself by `step_memory`, which says how near that is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from holdfast.author.pack import TrainingPlan, build_planned
+from holdfast.author.step_memory import peak_bytes
 from holdfast.autodiff.parameters import choose_trainable, layout_of
 from holdfast.autodiff.reading import ForwardGraph, parameters_of, parse_model, read_forward
 from holdfast.autodiff.registry import loss_named, rule_for
@@ -21,9 +22,6 @@ from holdfast.autodiff.reverse import active_nodes
 from holdfast.errors import AutodiffError
 
 FLOAT_BYTES = 4
-# gradient, old and new value of a parameter are alive at once; state is old and new; an activation is kept for the way
-# back and has a gradient of its own size
-PARAMETER_COPIES, STATE_COPIES, ACTIVATION_COPIES = 3, 2, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,11 @@ class NodeCoverage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one step: multiply-adds forward and in all; bytes of what it holds, without the runtime's own 50 MiB."""
+    """Of one step: multiply-adds forward and in all, and bytes.
+
+    `activation_bytes` are those of every value of the forward pass; `memory_bytes` what a process needs for a step
+    beyond the runtime's own 50 MiB, None where no step can be built.
+    """
 
     batch: int
     parameters: int
@@ -48,7 +50,7 @@ class Cost:
     forward_multiply_adds: int
     step_multiply_adds: int
     activation_bytes: int
-    memory_bytes: int
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +84,15 @@ def measure_coverage(model_bytes: bytes, plan: TrainingPlan) -> Coverage:
         return Coverage(tuple(_covered(forward, node, is_passed=False) for node in forward.nodes), str(error), None)
     passed = {tuple(node.output) for node in active_nodes(forward, chosen)}
     nodes = tuple(_covered(forward, node, is_passed=tuple(node.output) in passed) for node in forward.nodes)
-    refusal, state_values = "", 0
+    layout = layout_of(model, chosen)
+    refusal, memory = "", None
     try:
-        state_values = sum(math.prod(tensor.shape) for tensor in build_planned(model_bytes, plan).state)
+        train = build_planned(model_bytes, plan).train
+        memory = peak_bytes(train, FLOAT_BYTES * layout.element_count)
     except AutodiffError as error:
         refusal = str(error)
-    layout = layout_of(model, chosen)
     forward_cost = sum(node.multiply_adds for node in nodes)
     activations = sum(math.prod(shape) for name, shape in forward.shapes.items() if name not in forward.initializers)
-    held = layout.element_count + (PARAMETER_COPIES - 1) * layout.trainable_element_count
     cost = Cost(
         batch=plan.batch,
         parameters=layout.element_count,
@@ -98,7 +100,7 @@ def measure_coverage(model_bytes: bytes, plan: TrainingPlan) -> Coverage:
         forward_multiply_adds=forward_cost,
         step_multiply_adds=forward_cost + 2 * sum(node.multiply_adds for node in nodes if node.is_passed),
         activation_bytes=FLOAT_BYTES * activations,
-        memory_bytes=FLOAT_BYTES * (held + STATE_COPIES * state_values + ACTIVATION_COPIES * activations),
+        memory_bytes=memory,
     )
     return Coverage(nodes, refusal, cost)
 

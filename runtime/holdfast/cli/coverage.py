@@ -49,7 +49,9 @@ def _show(found: Coverage) -> None:
         print(f"{cost.trainable_parameters} of {cost.parameters} parameters learn; per step of {cost.batch} samples:")
         step, forward = cost.step_multiply_adds / 1e6, cost.forward_multiply_adds / 1e6
         print(f"  {step:.4g} million multiply-adds (forward {forward:.4g})")
-        print(f"  about {cost.memory_bytes / 2**20:.1f} MiB, of which activations {cost.activation_bytes / 2**20:.1f}")
+        print(f"  {cost.activation_bytes / 2**20:.1f} MiB of values in the forward pass")
+        if cost.memory_bytes is not None:
+            print(f"  about {cost.memory_bytes / 2**20:.1f} MiB of memory beside the runtime's own")
     print("trainable as asked" if found.is_trainable else f"NOT trainable as asked: {found.refusal}")
 
 
