@@ -67,12 +67,12 @@ def batch_of(shape: tuple[int, ...], batch: int, words: int) -> dict[str, np.nda
 def our_step(place: Workplace) -> Callable[[], float]:
     """A step that goes on from the last one, as the trainer does them."""
     from holdfast.learn.step_session import LearningSession
-    from holdfast.learn.steps import FeedSteps, initial_state
+    from holdfast.learn.steps import PingPongSteps, initial_state
 
     weights = place.frozen.read_bytes() if place.frozen.exists() else None
     session = LearningSession(place.graph.read_bytes(), "train", (), weights=weights, threads=1)
     state = initial_state(session, place.arrays(place.initial))
-    steps = FeedSteps(session, state, {"learning_rate": np.array(RATE, np.float32)})
+    steps = PingPongSteps(session, state, {"learning_rate": np.array(RATE, np.float32)})
     batch = place.arrays(place.batch)
     return lambda: steps.step(batch)
 

@@ -32,6 +32,8 @@ def padded(dataset: LocalDataset, rows: Rows, batch: int) -> dict[str, Array]:
 
     Copies, because zeros could divide by zero in a normalisation and turn the padded gradient into NaN.
     """
+    if rows.size == batch:
+        return {**{name: array[rows] for name, array in dataset.inputs.items()}, "labels": dataset.labels[rows]}
     filled = np.full(batch, rows[0], dtype=np.int64)
     filled[: rows.size] = rows
     labels = dataset.labels[filled]

@@ -7,6 +7,7 @@ to any other file is refused before the runtime sees it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnxruntime
@@ -45,7 +46,7 @@ class LearningSession:
         if missing:
             raise TrainingError(f"the {label} graph lacks output {missing[0]!r}; build it for this model")
 
-    @property
+    @cached_property
     def batch(self) -> int:
         """Samples per run. Raises: TrainingError: the graph takes no labels, or any number of them."""
         shape = self.inputs[LABELS].shape if LABELS in self.inputs else []
@@ -76,13 +77,17 @@ class LearningSession:
 
 
 def _load(graph: bytes, label: str, weights: bytes | None, threads: int) -> onnxruntime.InferenceSession:
-    elsewhere = sorted(set(external_locations(graph)) - {WEIGHTS_LOCATION})
+    outside = set(external_locations(graph))
+    elsewhere = sorted(outside - {WEIGHTS_LOCATION})
     if elsewhere:
         raise TrainingError(f"the {label} graph refers to file {elsewhere[0]!r}; only {WEIGHTS_LOCATION!r} is allowed")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # 42 % less peak memory on a convolutional net, at the same speed
+    if not outside:
+        # the last level lays constant weights out anew; where all weights are inputs it only moves the poolings' data
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = 4  # fatal only: the exception says it, and logs must not hold a sample's values
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights is not None:
