@@ -19,7 +19,7 @@ from holdfast.serving.http2.errors import Http2Fault
 
 logger = logging.getLogger(__name__)
 
-CONNECTION, HTTP1, HTTP2, GRPC = "connection", "http1", "http2", "grpc"  # layers
+CONNECTION, HTTP, HTTP2, GRPC = "connection", "http", "http2", "grpc"  # layers
 TOO_MANY, HANDSHAKE, SILENT = "too_many", "handshake", "silent"  # reasons of connections
 LOG_S = 10.0  # between two lines of the same reason: a flood of bad frames must not be one of lines
 
@@ -44,7 +44,7 @@ class Refusals:
     def note(self, fault: BaseException) -> None:
         """Count a broken rule of HTTP/1.1, HTTP/2 or gRPC; any other error is left to whoever else counts it."""
         if isinstance(fault, HttpError):
-            self.count(HTTP1, str(fault.status))
+            self.count(HTTP, str(fault.status))
         elif isinstance(fault, Http2Fault):
             self.count(HTTP2, fault.code.name)
         elif isinstance(fault, GrpcFault):

@@ -39,7 +39,7 @@ def test_faults_are_counted_under_their_layer_and_reason() -> None:
     refusals.count(CONNECTION, SILENT)
 
     assert refusals.counts() == {
-        ("http1", "431"): 1,
+        ("http", "431"): 1,
         ("http2", "COMPRESSION_ERROR"): 1,
         ("http2", "PROTOCOL_ERROR"): 1,
         ("grpc", "UNIMPLEMENTED"): 1,
@@ -61,9 +61,9 @@ def test_flood_is_logged_once_in_a_while_with_how_often(caplog: pytest.LogCaptur
 
     with caplog.at_level(logging.INFO):
         for _ in range(1_000):
-            refusals.count("http1", "400")
+            refusals.count("http", "400")
         clock.wait(threading.Event(), LOG_S)
-        refusals.count("http1", "400")
+        refusals.count("http", "400")
 
     assert [(record.reason, record.times) for record in caplog.records] == [("400", 1), ("400", 1_000)]  # type: ignore[attr-defined]
 
@@ -99,7 +99,7 @@ def test_broken_http_is_counted_by_status_and_logged_without_its_content(
     with caplog.at_level(logging.DEBUG), serving(pool_of({"m": models.scale(2.0)}), front="grpcio") as address:
         assert status_of(exchange(address, data)) == int(reason)
 
-        assert refused(address) == {("http1", reason): 1}
+        assert refused(address) == {("http", reason): 1}
     assert "secret" not in caplog.text
     assert "secret" not in "".join(str(vars(record)) for record in caplog.records)
 
