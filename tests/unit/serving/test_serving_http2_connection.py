@@ -584,7 +584,7 @@ def test_whole_requests_are_the_same_frame_by_frame(calls: list, cut: int, windo
     data, stream_id = PREFACE + EMPTY_SETTINGS, -1
     for block, flags, data_flags, size, skip, astray in calls:
         stream_id = max(1, stream_id + 2 + skip)
-        data += frame(1, flags, stream_id, block) + frame(0, data_flags, stream_id + astray, bytes(size))
+        data += frame(1, flags, stream_id, block) + frame(0, data_flags, max(0, stream_id + astray), bytes(size))
     limits = Http2Limits(stream_window_bytes=window, connection_window_bytes=70_000, max_streams=6)
     seen = []
 
