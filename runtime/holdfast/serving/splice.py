@@ -107,8 +107,8 @@ class Splice:
             self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
             return
         if len(self._connections) + self._count_http() >= self._limits.max_connections:
+            self._refusals.count(CONNECTION, TOO_MANY)  # first: whoever sees the end may look for the number
             connection.close()
-            self._refusals.count(CONNECTION, TOO_MANY)
             return
         task = asyncio.create_task(self._connection(connection))
         self._connections[task] = connection
