@@ -10,15 +10,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
+from holdfast.author.gradient import check_of
 from holdfast.author.reference import Samples, batch_mixing, find_scores, golden_rows, measure_profile, run_rows
 from holdfast.author.rehearsal import rehearse
-from holdfast.autodiff.build import StepOptions, TrainingGraphs, build_graphs
-from holdfast.autodiff.externalise import SplitModel, split_weights
+from holdfast.autodiff.brought import build_around
+from holdfast.autodiff.build import StepOptions, StepPlan, TrainingGraphs, build_graphs, make_plan
+from holdfast.autodiff.externalise import split_weights
 from holdfast.autodiff.parameters import layout_of
 from holdfast.autodiff.reading import parse_model
-from holdfast.autodiff.selfcheck import check_gradients
 from holdfast.bundle.files import (
     ACCUMULATE_GRAPH,
     APPLY_GRAPH,
@@ -36,7 +35,6 @@ from holdfast.bundle.golden import GoldenSet, write_golden
 from holdfast.bundle.manifest import (
     ChangeEnvelope,
     FileEntry,
-    GradientCheck,
     Manifest,
     Parameter,
     Runtime,
@@ -44,7 +42,7 @@ from holdfast.bundle.manifest import (
     encode_manifest,
 )
 from holdfast.bundle.profile import Profile, encode_profile
-from holdfast.bundle.training import SOFTMAX_CROSS_ENTROPY, Training, recipe_named
+from holdfast.bundle.training import BROUGHT, BUILT, SOFTMAX_CROSS_ENTROPY, Training, recipe_named
 from holdfast.bundle.verify import write_bundle
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.inference.tensors import TensorSpec
@@ -75,7 +73,7 @@ class ModelFacts:
 class TrainingPlan:
     """How devices may train it: samples per batch, batches per step (`accumulate`), which parameters, loss, optimizer.
 
-    `trainable` is "all" or shell patterns.
+    `trainable` is "all" or shell patterns. `step_graph` is one that another tool made; empty: it is built here.
     Loss and optimizer are names of the registry, with settings behind a colon ("huber:delta=0.5"). `step` says what a
     step does beyond them. proximal_mu, gradient_clip: what a round uses that says nothing else; they give the graph the
     inputs for it.
@@ -90,6 +88,7 @@ class TrainingPlan:
     proximal_mu: float | None = None
     gradient_clip: float | None = None
     accumulate: int = 1
+    step_graph: bytes = b""
 
     @property
     def options(self) -> StepOptions:
@@ -120,10 +119,7 @@ def pack(
         ModelError, InvalidTensorError: the model does not run on the samples as it will be served.
         TrainingError, DatasetError: a device would refuse to learn with it.
     """
-    contract = None if training is None else _contract(training)
-    graphs = None if training is None else build_planned(model_bytes, training)
-    if contract is not None and graphs is not None:
-        contract = _completed(contract, graphs)
+    contract, graphs = (None, None) if training is None else _planned(model_bytes, training)
     split = split_weights(model_bytes, layout=graphs.layout if graphs else _frozen_layout(model_bytes))
     source = ModelSource(split.skeleton, {WEIGHTS_FILE: split.weights} if split.weights else {})
     session = load_session(source)
@@ -142,6 +138,7 @@ def pack(
         CARD_FILE: (facts.card or _card(facts, profile)).encode(),
         **(_graph_files(graphs) if graphs else {}),
     }
+    is_brought = training is not None and bool(training.step_graph)
     manifest = Manifest(
         name=facts.name,
         version=facts.version,
@@ -154,7 +151,7 @@ def pack(
         batch_mixing=batch_mixing(session, samples),
         parameters=_parameters(split.layout),
         training=contract,
-        gradient_check=None if graphs is None else _gradient_check(graphs, split, samples),
+        gradient_check=check_of(graphs, split, samples, is_brought=is_brought) if graphs else None,
         lineage=None,
         change_envelope=ChangeEnvelope(float(facts.max_update_norm)),
         owner=facts.owner,
@@ -175,6 +172,8 @@ def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
 
 def build_planned(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
     """The graphs of a plan. Raises: AutodiffError: naming what stands in the way."""
+    if training.step_graph:
+        return build_around(plan_of(model_bytes, training), training.step_graph, training.loss, training.optimizer)
     return build_graphs(
         model_bytes,
         batch=training.batch,
@@ -186,14 +185,29 @@ def build_planned(model_bytes: bytes, training: TrainingPlan) -> TrainingGraphs:
     )
 
 
-def _completed(contract: Training, graphs: TrainingGraphs) -> Training:
-    """The contract with what only the graphs know."""
+def plan_of(model_bytes: bytes, training: TrainingPlan) -> StepPlan:
+    """What there is to build, whether or not there are gradient rules for it. Raises: AutodiffError."""
+    return make_plan(
+        model_bytes,
+        batch=training.batch,
+        trainable=training.trainable,
+        loss=training.loss,
+        optimizer=training.optimizer,
+        tied=training.tied,
+        options=training.options,
+    )
+
+
+def _planned(model_bytes: bytes, plan: TrainingPlan) -> tuple[Training, TrainingGraphs]:
+    """The contract and the graphs of a plan; bad settings are refused before anything is built."""
+    contract = _contract(plan)
+    graphs = build_planned(model_bytes, plan)
     names = {entry.name for entry in graphs.layout.entries}
     local = tuple(tensor.name for tensor in graphs.state if tensor.name in names)
     contract = replace(contract, statistics=(*graphs.statistics, *local))
     if graphs.labels.is_float:
-        return replace(contract, label_shape=graphs.labels.shape[1:])
-    return replace(contract, classes=graphs.class_count)
+        return replace(contract, label_shape=graphs.labels.shape[1:]), graphs
+    return replace(contract, classes=graphs.class_count), graphs
 
 
 def _contract(plan: TrainingPlan) -> Training:
@@ -208,6 +222,7 @@ def _contract(plan: TrainingPlan) -> Training:
         dropout=options.dropout,
         proximal_mu=float(plan.proximal_mu or 0.0) if options.proximal else None,
         gradient_clip=float(plan.gradient_clip or 0.0) if options.clip else None,
+        step_graph=BROUGHT if plan.step_graph else BUILT,
     )
 
 
@@ -218,22 +233,6 @@ def _graph_files(graphs: TrainingGraphs) -> dict[str, bytes]:
     if graphs.accumulate is not None and graphs.apply is not None:
         files |= {ACCUMULATE_GRAPH: graphs.accumulate, APPLY_GRAPH: graphs.apply}
     return files
-
-
-def _gradient_check(graphs: TrainingGraphs, split: SplitModel, samples: Samples) -> GradientCheck:
-    """The self-check of autodiff, on the first batch of the samples (repeated if there are fewer rows)."""
-    rows = np.arange(graphs.batch) % samples.rows
-    examples = {data.name: samples.inputs[data.name][rows] for data in graphs.data_inputs}
-    check = check_gradients(graphs, split.weights, examples=examples)
-    return GradientCheck(
-        directional_error=check.directional_error,
-        reference_error=check.reference_error,
-        gradient_norm=check.gradient_norm,
-        directions=check.directions,
-        step=check.step,
-        seed=check.seed,
-        tolerance=check.tolerance,
-    )
 
 
 def _frozen_layout(model_bytes: bytes) -> FlatLayout:

@@ -18,7 +18,7 @@ def rehearse(container: bytes, samples: Samples) -> None:
     Raises: TrainingError: a device would refuse it. DatasetError: the samples break the bundle's own contract.
     """
     opened = open_trainable(container)
-    rows = np.arange(opened.training.batch) % samples.rows
+    rows = np.arange(max(1, opened.training.batch - 1)) % samples.rows  # one row less, so that padding is in it
     arrays: dict[str, Array] = {spec.name: samples.inputs[spec.name][rows] for spec in opened.contract.inputs}
     arrays["y"] = _labels(opened.contract, len(rows))
     check_on_device(opened, LocalDataset.from_arrays(arrays, opened.contract))

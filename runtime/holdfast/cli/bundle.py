@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from holdfast.trust.keys import PublicKey
 
 LOSS_NAMES = {"cross_entropy": "softmax_cross_entropy"}  # what people type
+TUNE_S = 60.0  # enough for a net of twenty convolutions of some milliseconds each
 MAX_SAMPLES_BYTES = 1_073_741_824  # 1 GiB: reference data on an author's machine
 
 
@@ -62,7 +64,19 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", default="", metavar="A,B,C", help="names of the classes, in the model's order")
     parser.add_argument("--max-update-norm", type=float, default=0.0, metavar="L2", help="how far rounds may move it")
     add_training_arguments(parser)
+    parser.add_argument(
+        "--step-graph", type=Path, metavar="FILE.onnx", help="a step or gradient graph made by another tool"
+    )
     parser.add_argument("--serve-only", action="store_true", help="no training graphs; the weights never change")
+    parser.add_argument(
+        "--tune",
+        type=float,
+        nargs="?",
+        const=TUNE_S,
+        default=0.0,
+        metavar="SECONDS",
+        help=f"try other ways to write the step on this machine, for so long (default: {TUNE_S:g}); bytes then vary",
+    )
     parser.add_argument("--card", type=Path, metavar="FILE.md", help="a model card instead of the short one made here")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME-VERSION.bundle")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -140,19 +154,53 @@ def _pack(arguments: argparse.Namespace) -> int:
         card=card,
     )
     plan = None if arguments.serve_only else training_plan(arguments)
+    if arguments.step_graph is not None:
+        if plan is None:
+            raise UsageError("--serve-only has no training; leave out --step-graph")
+        plan = dataclasses.replace(plan, step_graph=_read_step_graph(arguments.step_graph))
     model = read_bytes(arguments.model, "model", MAX_MODEL_BYTES)
     print("building the training graphs, measuring the samples, trying the model ...", file=sys.stderr)
+    tuning: dict[str, object] | None = None
+    if arguments.tune:
+        plan, tuning = _tuned(model, plan, arguments.tune)
     data = pack(model, facts, _read_samples(arguments.samples), signer, training=plan)
     output: Path = arguments.output or Path(f"{facts.name}-{facts.version}.bundle")
     write_atomic(output, data, 0o644)
     digest = read_bundle(data).digest
     if arguments.json:
-        print(json.dumps({"bundle": str(output), "digest": digest, "size_bytes": len(data)}))
+        found = {"bundle": str(output), "digest": digest, "size_bytes": len(data)}
+        print(json.dumps(found if tuning is None else {**found, "tuning": tuning}))
         return EXIT_OK
     print(f"{facts.name} {facts.version} packed and signed: {output} ({len(data)} bytes)")
     print(f"digest {digest}")
     print(f"have another person approve it: holdfast approve {output} --key APPROVER_DIR")
     return EXIT_OK
+
+
+def _read_step_graph(path: Path) -> bytes:
+    from holdfast.autodiff.brought import MAX_STEP_GRAPH_BYTES
+
+    data = read_bytes(path, "step graph", MAX_STEP_GRAPH_BYTES)
+    if not data:
+        raise UsageError(f"the step graph {path} is empty")
+    return data
+
+
+def _tuned(model: bytes, plan: TrainingPlan | None, seconds: float) -> tuple[TrainingPlan, dict[str, object]]:
+    """The plan with what is faster on this machine, and the report of it."""
+    from holdfast.author.tune import tune
+
+    if plan is None:
+        raise UsageError("--serve-only has no training step; leave out --tune")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--tune must be a number of seconds above 0, got {seconds}")
+    print(f"trying ways to write the training step, for up to {seconds:g} s ...", file=sys.stderr)
+    made = tune(model, plan, limit_s=seconds)
+    for trial in made.trials:
+        print(f"  {trial.ratio:.2f} {'kept' if trial.kept else 'left'}  {trial.where}: {trial.way}", file=sys.stderr)
+    if made.stopped_early:
+        print("  time was up before every way was tried; give --tune more seconds", file=sys.stderr)
+    return made.plan, made.to_fields()
 
 
 def _read_samples(path: Path) -> Samples:

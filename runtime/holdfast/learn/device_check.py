@@ -75,12 +75,16 @@ class DeviceCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """The parameters that have a gradient, by name, that gradient, and the feeds of the batch it was measured with."""
+    """The parameters that have a gradient, by name, that gradient, and the feeds of the batch it was measured with.
+
+    `loss` is what the step says of the batch.
+    """
 
     train: LearningSession
     feeds: Feeds
     parameters: Mapping[str, Floats64]
     gradient: Mapping[str, Floats64]
+    loss: float
 
     @property
     def norm(self) -> float:
@@ -156,20 +160,23 @@ def _probed(opened: TrainableBundle, train: LearningSession, batch: Feeds) -> _P
     missing = [place for place, _ in places if place + NEW not in train.outputs]
     if missing:
         raise TrainingError(f"the train graph lacks output {missing[0] + NEW!r}, which {optimizer.name} has")
-    made = train.run([place + NEW for place, _ in places], feeds)
+    *made, loss = train.run([*(place + NEW for place, _ in places), LOSS], feeds)
     parameters = {name: tensors[name].astype(np.float64) for name in names}
     gradient = {}
     for name, (_, factor), array in zip(names, places, made, strict=True):
         wide = array.astype(np.float64)
         shown = (parameters[name] - wide) / PROBE_RATE if optimizer.name == SGD else wide / factor
         gradient[name] = shown - decay_of(optimizer) * parameters[name]
-    return _Probe(train, feeds, parameters, gradient)
+    return _Probe(train, feeds, parameters, gradient, float(loss))
 
 
 def _gradient_error(opened: TrainableBundle, probe: _Probe) -> float:
     """The largest difference between gradient and slope over all blocks and directions, of the gradient's norm."""
     loss_at = _loss_of(opened, probe)
-    loss = abs(loss_at({}))
+    found = loss_at({})
+    if not abs(found - probe.loss) <= LOSS_TOLERANCE * max(1.0, abs(found)):
+        raise TrainingError(f"the training step says the loss {probe.loss:.4g}, the model's is {found:.4g}")
+    loss = abs(found)
     noise_of_loss = LOSS_NOISE * max(loss, 1.0)
     rng = np.random.Generator(np.random.PCG64(SEED))
     typical = _size(probe.parameters)
