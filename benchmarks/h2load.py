@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.harness import Block, Figures, Options
+from benchmarks.http_request import HttpRequest
 from benchmarks.process import CLIENT_CORE, cpu_ns
 from benchmarks.serving_calls import METHOD, grpc_body
 from benchmarks.serving_models import input_shape
@@ -54,6 +55,27 @@ def h2loaded(
             Path(file.name).write_bytes(body)
             before = cpu_ns(server.pid)
             rate[0] = h2load(["-n", str(count), *width, "-d", file.name, *headers, url], count)
+            spent = cpu_ns(server.pid) - before
+        return {"server_cpu_us": spent / count / 1e3, "requests_per_s": rate[0]}
+
+    block()
+    return block
+
+
+def h1loaded(server: Served, options: Options, request: HttpRequest, *, connections: int) -> Block:
+    """The same over HTTP/1.1. The first answer is compared with the model's own, before."""
+    request.check(server.address)
+    headers = [word for name, value in request.headers.items() for word in ("-H", f"{name}: {value}")]
+    url = f"http://{server.address}{request.path}"
+    rate = [0.0]
+
+    def block() -> Figures:
+        count = max(int(rate[0] * options.seconds(BLOCK_S)) if rate[0] else PILOT, 2 * connections)
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(request.body)
+            before = cpu_ns(server.pid)
+            words = ["--h1", "-n", str(count), "-c", str(connections), "-d", file.name]
+            rate[0] = h2load([*words, *headers, url], count)
             spent = cpu_ns(server.pid) - before
         return {"server_cpu_us": spent / count / 1e3, "requests_per_s": rate[0]}
 

@@ -205,8 +205,8 @@ def show(outcome: Outcome) -> str:
     if isinstance(outcome, NotRun):
         return f"  {outcome.name}: not run, {outcome.reason}"
     ratio = f"   x {_three(outcome.ratio)}" if outcome.ratio else ""
-    a = f"A {_number(outcome.a.median)}   " if outcome.a else ""
-    return f"  {outcome.name:<22} {outcome.metric:<14} {a}B {_number(outcome.b.median)}{ratio}"
+    a = f"A {_number(outcome.a.median)} ({outcome.a_is})   " if outcome.a else ""
+    return f"  {outcome.name:<22} {outcome.metric:<14} {a}B {_number(outcome.b.median)} ({outcome.b_is}){ratio}"
 
 
 def _record(outcomes: Sequence[Outcome], stamp: Mapping[str, object], options: Options) -> dict[str, object]:

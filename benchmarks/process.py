@@ -6,8 +6,10 @@ generator on the last one. On a machine with one core they share it, and only CP
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SERVER_CORE, CLIENT_CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
-END_S = 20.0
+END_S = 10.0
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)")
 _SIZE = re.compile(r"(\w+): +([0-9]+) kB")
 
@@ -72,19 +74,31 @@ def started(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process on one core or some, with pipes to its input and from its output; ended afterwards."""
+    """A process on one core or some, with pipes to its input and from its output; ended with its children."""
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=cwd
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        start_new_session=True,
     ) as process:
         os.sched_setaffinity(process.pid, {cores} if isinstance(cores, int) else cores)
         try:
             yield process
         finally:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its session, for peers that leave processes behind
+
+
+def signal_tree(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and its children."""
+    for each in tree(pid):
+        os.kill(each, number)
 
 
 @contextmanager

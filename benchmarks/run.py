@@ -22,6 +22,7 @@ NAMES = (
     "serving_tls",
     "serving_clients",
     "serving_device",
+    "serving_peers",
     "scheduler",
     "outbox",
     "reports",

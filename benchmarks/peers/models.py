@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,10 @@ class Models:
     def names(self) -> list[str]:
         return list(self._sessions)
 
+    def width(self, name: str) -> int:
+        """Numbers in a row of the input."""
+        return int(self._sessions[name].get_inputs()[0].shape[1])
+
     def predict(self, name: str, x: np.ndarray) -> np.ndarray:
         y: np.ndarray = self._sessions[name].run(["y"], {"x": x})[0]
         return y
@@ -42,6 +48,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def say_when_open(*ports: int) -> None:
+    """Say the addresses once all of them take connections; watches from a thread of its own."""
+
+    def watch() -> None:
+        for port in ports:
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+        say(" ".join(f"127.0.0.1:{port}" for port in ports))
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def say(address: str) -> None:

@@ -204,6 +204,12 @@ def _exit_codes(_: str) -> str:
     return table(("exit code", "meaning"), exit_codes())
 
 
+def _peers(_: str) -> str:
+    from benchmarks.peers_table import peers_table
+
+    return peers_table(json.loads(SUMMARY.read_text(encoding="utf-8")))
+
+
 def _figures(_: str) -> str:
     from benchmarks.harness import summary_table
 
@@ -222,7 +228,7 @@ MADE: dict[str, dict[str, Callable[[str], str]]] = {
         "decisions": _decisions,
     },
     "federation": {"rooms": _rooms, "commands": _commands, "settings": _settings, "decisions": _decisions},
-    "benchmarks": {"figures": _figures},
+    "benchmarks": {"figures": _figures, "peers": _peers},
 }
 
 
