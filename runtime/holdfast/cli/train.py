@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.cli.command import EXIT_OK, Command
-from holdfast.errors import UsageError
+from holdfast.errors import StateError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.clock import Clock
@@ -104,6 +105,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if not 0 <= arguments.nice <= 19:
         raise UsageError(f"--nice is between 0 and 19, got {arguments.nice}")
+    for path in (arguments.out, arguments.curve, arguments.checkpoint):
+        _check_place(path)
     if arguments.nice:
         lower_priority(arguments.nice)
     clock = SystemClock()
@@ -135,6 +138,12 @@ def _run(arguments: argparse.Namespace) -> int:
         checkpoint.discard()
     _show(arguments, outcome)
     return EXIT_OK
+
+
+def _check_place(path: Path | None) -> None:
+    """Refuse now what could not be written when the training is over."""
+    if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StateError(f"cannot write {path}: {path.parent} is no folder that can be written to")
 
 
 def _chosen(asked: float | None, packed: float | None) -> float:

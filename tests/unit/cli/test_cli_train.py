@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.fakes.trainable_bundles import packed, samples, served_only
 
-from holdfast.bundle.files import GOLDEN_FILE, MODEL_FILE, WEIGHTS_FILE
+from holdfast.bundle.files import EVALUATE_GRAPH, GOLDEN_FILE, KIND, MODEL_FILE, TRAIN_GRAPH, WEIGHTS_FILE
 from holdfast.bundle.golden import read_golden
 from holdfast.bundle.verify import read_bundle
 from holdfast.cli.curve import averaged, svg_curve, text_curve
 from holdfast.cli.main import main
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.learn.trainable import open_trainable
+from holdfast.wire.container import read_container, write_container
 
 
 @pytest.fixture
@@ -157,6 +159,66 @@ def test_train_refuses_a_bundle_that_is_only_served(place: Path, capsys: pytest.
     assert train(place) == 1
 
     assert "packed to be served" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--out", "--curve", "--checkpoint"])
+def test_train_refuses_a_place_it_cannot_write_to_before_it_learns(
+    place: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert train(place, flag, str(place / "none" / "file")) == 2
+
+    shown = capsys.readouterr().err
+    assert "is no folder that can be written to" in shown
+    assert "epoch" not in shown
+
+
+@pytest.mark.parametrize("damage", ["another_graph", "one_byte", "cut"])
+def test_train_refuses_a_bundle_that_was_changed(place: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    data = packed()
+    files = read_container(data, KIND)
+    files[TRAIN_GRAPH] = files[EVALUATE_GRAPH]
+    at = data.index(b"learning_rate")
+    changed = {
+        "another_graph": write_container(KIND, files),
+        "one_byte": data[:at] + b"L" + data[at + 1 :],
+        "cut": data[:-1],
+    }[damage]
+    (place / "small.bundle").write_bytes(changed)
+
+    assert train(place) == 1
+
+    expected = {"another_graph": "graphs/train.onnx", "one_byte": "was changed", "cut": "container"}[damage]
+    assert expected in capsys.readouterr().err
+
+
+def test_train_draws_a_bar_on_a_terminal(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+    assert train(place, "--epochs", "2") == 0
+
+    assert "\r[##############################] epoch 2/2 step 32/32 loss 0." in capsys.readouterr().err
+
+
+def test_a_training_whose_weights_could_not_be_written_goes_on_from_its_checkpoint(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].startswith((".w.npz", "w.npz")):
+            raise OSError(28, "No space left on device")
+
+    files = ("--checkpoint", str(place / "c"), "--out", str(place / "w.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert train(place, *files) == 2
+    assert not (place / "w.npz").exists()
+    capsys.readouterr()
+
+    assert train(place, *files, "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)["resumed_epochs"] == 5
+    assert (place / "w.npz").exists()
 
 
 def test_train_says_that_the_disk_is_full(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.fakes.trainable_bundles import numbers, packed_with
 
 from holdfast.author.pack import TrainingPlan
 from holdfast.autodiff.build import StepOptions
-from holdfast.errors import TrainingError
+from holdfast.errors import StateError, TrainingError
 from holdfast.learn import prepared
 from holdfast.learn.answer import Answerer
 from holdfast.learn.trainable import open_trainable
@@ -167,3 +168,22 @@ def test_a_bundle_is_checked_once_on_a_device(regression: Agent, monkeypatch: py
 
     assert written.startswith(digest)
     assert len(checks) == 2  # once, and once more with another version of the runtime
+
+
+def test_a_full_disk_sends_nothing_and_loses_nothing(federated_norm: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, state = federated_norm, federated_norm.place / "state"
+    agent.delta("aa", state)
+    (kept,) = (state / "statistics").iterdir()
+    before, signed = kept.read_bytes(), len(agent.signed)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StateError, match="No space left"):
+            agent.delta("bb", state)
+
+    assert (kept.read_bytes(), len(agent.signed)) == (before, signed)
+    assert sorted(each.name for each in (state / "statistics").iterdir()) == [kept.name]
+    agent.delta("bb", state)

@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.trust.envelope import sign_envelope
 from holdfast.trust.keys import ED25519, PrivateKey
-from holdfast.update.codecs import codec_named
+from holdfast.update.codecs import CODECS, LEGALITY, WEIGHTED_MEAN, codec_named
 from holdfast.wire.convert import to_bytes
 from holdfast.wire.messages import UPDATE_TYPE, UpdateStatement
 from holdfast_federation.rounds import verify
@@ -148,3 +148,13 @@ def test_a_device_that_answered_with_a_code_is_reported_with_it():
     expected = Expected("a", DEVICE_KEY.public_key, offer.offer, offer.sha256, COUNT)
 
     assert check_update(Reply("1", b"", b"", "HF-MODEL-003"), expected).reason_code == "HF-MODEL-003"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, aggregation in LEGALITY if aggregation == WEIGHTED_MEAN))
+def test_an_update_that_does_not_decode_is_refused_with_every_codec(name: str):
+    spec = dataclasses.replace(SPEC, codec=name)
+    offer = make_offer(spec, TRAIN, 1, b"\0" * 4 * COUNT, (1, 2), RUN_KEY)
+    data = b"\x7f" * CODECS[name].encoded_size(COUNT)
+    statement = dataclasses.replace(statement_of(offer, data), codec=name)
+
+    assert found(data, statement, offer=offer) in (verify.VALUES, verify.NORM)
