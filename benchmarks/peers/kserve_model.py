@@ -23,7 +23,7 @@ class OnnxModel(Model):
         y = MODELS.predict(self.name, x)
         output = InferOutput("y", list(y.shape), "FP32")
         output.set_data_from_numpy(y, binary_data=True)
-        return InferResponse(payload.id or "", self.name, [output])
+        return InferResponse(payload.id or "", self.name, [output], use_binary_outputs=payload.use_binary_outputs)
 
 
 if __name__ == "__main__":
