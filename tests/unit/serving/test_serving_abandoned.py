@@ -59,6 +59,17 @@ def abandoned(address: Address) -> int:
     return sum(float(line.rsplit(" ", 1)[1]) for line in told.splitlines() if AbandonedError.code in line)
 
 
+@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Watch", "/inference.GRPCInferenceService/ModelStreamInfer"])
+def test_long_calls_of_a_client_that_died_make_room(address: Address, path: str) -> None:
+    """A killed process ends its connections without a word of HTTP/2; 64 long calls are all that a server holds."""
+    for _ in range(100):
+        with Http2Client(address) as client:
+            stream_id = client.begin(path)
+            client.send(stream_id, bytes(5), end="Watch" in path)
+            while not client.answers[stream_id].body:
+                client.receive()
+
+
 @pytest.mark.xfail(
     strict=True, reason="the native front lets a run go on to its end or deadline; only the grpcio front abandons it"
 )

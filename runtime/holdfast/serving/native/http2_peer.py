@@ -116,7 +116,8 @@ class Http2Peer:
         """The peer sends no more. Whether it still waits for answers; what it did not send whole gets none."""
         self._has_eof = True
         for stream in list(self.machine.streams.values()):
-            if not stream.remote_ended:
+            # a watch has no last answer to wait for: a watcher that was killed says no more than this
+            if not stream.remote_ended or isinstance(self._owners.get(stream.id), WatchExchange):
                 self._drop(stream)
                 self.machine.reset(stream, ErrorCode.CANCEL)
         self._backend.tick.touch(self)
