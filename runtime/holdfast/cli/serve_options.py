@@ -43,7 +43,7 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--insecure", action="store_true", help="allow an address that other machines can reach")
     parser.add_argument(
-        "--front", choices=("native", "grpcio"), help="default native; grpcio is the fallback, slower and without TLS"
+        "--front", choices=("native", "grpcio"), help="default native; grpcio is the fallback, many times slower"
     )
     parser.add_argument(
         "--tls-certificate", type=Path, metavar="FILE", help="serve TLS with this certificate chain (PEM)"

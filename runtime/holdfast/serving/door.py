@@ -17,10 +17,10 @@ from holdfast.clock import Clock
 from holdfast.serving.grpcio_front import GrpcioFront
 from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.http_front import HttpFront
-from holdfast.serving.refusals import Refusals
-from holdfast.serving.routes import Routes
-from holdfast.serving.rpc import Origin, RpcTable
-from holdfast.serving.splice import Splice, SpliceLimits
+from holdfast.serving.native.front import Calls
+from holdfast.serving.native.tls import ServerTls
+from holdfast.serving.rpc import Origin
+from holdfast.serving.splice import GRPC_SOCKET, Backends, Splice, SpliceLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +36,33 @@ class GrpcioDoor:
     """A door whose gRPC side is grpcio."""
 
     def __init__(
-        self, table: RpcTable, routes: Routes, refusals: Refusals, clock: Clock, limits: DoorLimits, origin: Origin
+        self, calls: Calls, clock: Clock, limits: DoorLimits, origin: Origin, tls: ServerTls | None = None
     ) -> None:
         self._limits = limits
-        self._refusals = refusals
+        self._refusals = calls.service.refusals
+        self._tls = tls
+        self._ids: dict[str, str] = {}
         self._grpc = GrpcioFront(
-            table,
+            calls.rpc,
             clock,
             origin,
+            self._ids,
             max_message_bytes=limits.max_message_bytes,
             max_concurrent_calls=limits.max_in_flight,
         )
-        self._http = HttpFront(routes, refusals, clock, HttpLimits(max_body_bytes=limits.max_message_bytes), origin)
+        self._http = HttpFront(
+            calls.routes, self._refusals, clock, HttpLimits(max_body_bytes=limits.max_message_bytes), origin
+        )
         self._folder: Path | None = None
         self._splice: Splice | None = None
 
     def start(self, listener: socket.socket) -> None:
         """Answer what comes in at `listener`, which is ours from here on. Returns when requests are answered."""
         self._folder = Path(tempfile.mkdtemp(prefix="holdfast-"))  # 0700: nobody else reaches the backend
-        backend = str(self._folder / "grpc")
-        self._grpc.start(f"unix:{backend}")
+        self._grpc.start(f"unix:{self._folder / GRPC_SOCKET}")
+        backends = Backends(self._folder, self._http.serve, lambda: self._http.open_connections, self._ids)
         limits = SpliceLimits(max_connections=self._limits.max_connections)
-        self._splice = Splice(
-            listener, backend, self._http.serve, lambda: self._http.open_connections, self._refusals, limits
-        )
+        self._splice = Splice(listener, backends, self._refusals, limits, self._tls)
         self._splice.start()
 
     def stop_accepting(self) -> None:

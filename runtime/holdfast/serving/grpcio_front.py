@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -34,8 +34,16 @@ class GrpcioFront:
     """A grpcio server over a table of calls."""
 
     def __init__(
-        self, table: RpcTable, clock: Clock, origin: Origin, *, max_message_bytes: int, max_concurrent_calls: int
+        self,
+        table: RpcTable,
+        clock: Clock,
+        origin: Origin,
+        ids: Mapping[str, str],
+        *,
+        max_message_bytes: int,
+        max_concurrent_calls: int,
     ) -> None:
+        """Args: ids: SPIFFE ids of clients whose TLS ended before us, by the name of their connection's socket."""
         self._server = grpc.server(
             ThreadPoolExecutor(WORKERS + MAX_LONG_CALLS, thread_name_prefix="grpc"),
             options=[
@@ -45,7 +53,7 @@ class GrpcioFront:
             ],
             maximum_concurrent_rpcs=max_concurrent_calls,
         )
-        self._server.add_generic_rpc_handlers((_Calls(table, clock, origin),))
+        self._server.add_generic_rpc_handlers((_Calls(table, clock, origin, ids),))
 
     def start(self, address: str) -> None:
         """Listen on `address`, a unix socket. Returns when calls are answered."""
@@ -60,7 +68,8 @@ class GrpcioFront:
 class _Calls(grpc.GenericRpcHandler):
     """Finds the handler of a call."""
 
-    def __init__(self, table: RpcTable, clock: Clock, origin: Origin) -> None:
+    def __init__(self, table: RpcTable, clock: Clock, origin: Origin, ids: Mapping[str, str]) -> None:
+        self._ids = ids
         self._table = table
         self._clock = clock
         self._origin = origin
@@ -133,7 +142,8 @@ class _Calls(grpc.GenericRpcHandler):
         deadline_s = None if left_s is None else self._clock.monotonic_s() + left_s
         metadata = {str(key): value for key, value in context.invocation_metadata() if isinstance(value, str)}
         origin = self._origin
-        return CallContext(deadline_s, metadata, "", origin.is_admin, origin.is_local, on_leave=on_leave)
+        spiffe_id = self._ids.get(context.peer().rpartition("/")[2], "")  # nobody else can name a socket in our folder
+        return CallContext(deadline_s, metadata, "", origin.is_admin, origin.is_local, spiffe_id, on_leave)
 
 
 class _Departure:

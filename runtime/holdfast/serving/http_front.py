@@ -33,10 +33,15 @@ class HttpFront:
         self._threads: set[threading.Thread] = set()
         self._stopping = threading.Event()
 
-    def serve(self, connection: socket.socket, first: bytes) -> None:
-        """Answer requests on a blocking socket, in a thread of its own, until it ends. `first` was read already."""
+    def serve(self, connection: socket.socket, first: bytes, spiffe_id: str = "") -> None:
+        """Answer requests on a blocking socket, in a thread of its own, until it ends.
+
+        Args:
+            first: what was read already.
+            spiffe_id: of the client's certificate, where one was verified.
+        """
         connection.setblocking(True)
-        thread = threading.Thread(target=self._run, args=(connection, first), name="http", daemon=True)
+        thread = threading.Thread(target=self._run, args=(connection, first, spiffe_id), name="http", daemon=True)
         with self._lock:
             self._threads.add(thread)
             self._idle_or_busy[connection] = False
@@ -64,9 +69,9 @@ class HttpFront:
         for thread in threads:
             thread.join(1.0)
 
-    def _run(self, connection: socket.socket, first: bytes) -> None:
+    def _run(self, connection: socket.socket, first: bytes, spiffe_id: str) -> None:
         try:
-            self._answer_all(connection, HttpReader(connection, first, self._clock, self._limits))
+            self._answer_all(connection, HttpReader(connection, first, self._clock, self._limits), spiffe_id)
         except (ConnectionClosed, OSError):
             pass  # the peer left, or was too slow: nobody is there to be told
         finally:
@@ -76,7 +81,7 @@ class HttpFront:
             _shut(connection)
             connection.close()
 
-    def _answer_all(self, connection: socket.socket, reader: HttpReader) -> None:
+    def _answer_all(self, connection: socket.socket, reader: HttpReader, spiffe_id: str) -> None:
         while not self._stopping.is_set():
             try:
                 request = reader.next_request()
@@ -88,7 +93,7 @@ class HttpFront:
                 return
             with self._lock:
                 self._idle_or_busy[connection] = True
-            response = self._answer(request)
+            response = self._answer(request, spiffe_id)
             keep_alive = request.keep_alive and not self._stopping.is_set()
             self._send(connection, response, keep_alive=keep_alive, head_only=request.method == "HEAD")
             with self._lock:
@@ -96,8 +101,8 @@ class HttpFront:
             if not keep_alive:
                 return
 
-    def _answer(self, request: HttpRequest) -> HttpResponse:
-        context = CallContext(None, request.headers, "", self._origin.is_admin, self._origin.is_local)
+    def _answer(self, request: HttpRequest, spiffe_id: str) -> HttpResponse:
+        context = CallContext(None, request.headers, "", self._origin.is_admin, self._origin.is_local, spiffe_id)
         return self._routes.answer(request.method, request.path, request.headers, request.body, context)
 
     def _send(self, connection: socket.socket, response: HttpResponse, *, keep_alive: bool, head_only: bool) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 BUFFER_BYTES = 262_144  # per direction, beyond the kernel's own buffers
@@ -20,6 +22,11 @@ class PipeLimits:
 
     idle_timeout_s: float = 600.0
     stalled_timeout_s: float = 60.0
+    handshake_timeout_s: float = 10.0
+    goodbye_timeout_s: float = 1.0  # for the peer's last word in TLS, after ours
+
+
+Choose = Callable[[ssl.SSLObject], Awaitable[socket.socket]]
 
 
 async def pipe(client: socket.socket, backend: socket.socket, first: bytes, limits: PipeLimits) -> None:
@@ -30,6 +37,36 @@ async def pipe(client: socket.socket, backend: socket.socket, first: bytes, limi
     await loop.connect_accepted_socket(lambda: theirs, backend)
     theirs.transport.write(first)
     await loop.connect_accepted_socket(lambda: ours, client)
+    await _pass_on(ours, theirs)
+
+
+async def tls_pipe(client: socket.socket, tls: ssl.SSLContext, choose: Choose, limits: PipeLimits) -> None:
+    """`pipe` for a client that speaks TLS: after its handshake `choose` says where its bytes go, in the clear.
+
+    Raises:
+        OSError: the handshake failed; nobody was connected.
+    """
+    loop = asyncio.get_running_loop()
+    ours, theirs = _Side(loop, limits), _Side(loop, limits)
+    ours.peer, theirs.peer = theirs, ours
+    await loop.connect_accepted_socket(
+        lambda: ours,
+        client,
+        ssl=tls,
+        ssl_handshake_timeout=limits.handshake_timeout_s,
+        ssl_shutdown_timeout=limits.goodbye_timeout_s,
+    )
+    try:
+        backend = await choose(ours.transport.get_extra_info("ssl_object"))
+        await loop.connect_accepted_socket(lambda: theirs, backend)
+    except BaseException:
+        ours.transport.abort()
+        await asyncio.wait((ours.lost,))
+        raise
+    await _pass_on(ours, theirs)
+
+
+async def _pass_on(ours: _Side, theirs: _Side) -> None:
     try:
         for side in (theirs, ours):
             side.resume()
@@ -70,8 +107,11 @@ class _Side(asyncio.Protocol):
         self._ended = True
         if self.peer._ended:
             return False  # both have said all: our transport closes, then `pipe` ends
-        self.peer.transport.write_eof()
-        return True
+        if self.peer.transport.can_write_eof():
+            self.peer.transport.write_eof()
+        else:
+            self.peer.transport.close()  # a TLS connection cannot be half closed: it ends after what is to be sent
+        return self.transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self.peer.transport.pause_reading()

@@ -83,7 +83,7 @@ class ServerOptions:
 
     A unix socket is local, and the kernel guards it: it has no TLS, and `unix_mode` says who can reach it.
 
-    front: "native" serves everything on one loop; "grpcio" is the fallback on other people's gRPC, without TLS.
+    front: "native" serves everything on one loop; "grpcio" is the fallback on other people's gRPC.
     memoise: of the native front: remember heads of messages; off, the same bytes go out, only later.
     """
 
@@ -139,17 +139,15 @@ class Server:
             UsageError: the port is in use or not ours to take, or an open port off loopback was not asked for.
         """
         options = self._options
-        if options.tls is not None and options.front != "native":
-            raise UsageError("TLS is offered by the native front only; choose --front native")
         tls = None if options.tls is None else ServerTls(options.tls)
         listeners = self._open_listeners()
         if options.front == "native":
             self._start_native([Listener(at, of.is_admin, of.is_local, _tls_of(at, tls)) for at, of in listeners])
             return self.addresses[0]
-        self._start_doors(listeners)
+        self._start_doors(listeners, tls)
         return self.addresses[0]
 
-    def _start_doors(self, listeners: Sequence[tuple[socket.socket, Origin]]) -> None:
+    def _start_doors(self, listeners: Sequence[tuple[socket.socket, Origin]], tls: ServerTls | None) -> None:
         # not at the top: gRPC's library costs 9 MB and a tenth of a second, and only this fallback needs it
         from holdfast.serving.door import DoorLimits, GrpcioDoor
 
@@ -157,7 +155,7 @@ class Server:
         limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
         self._schedule(lambda callback: callback())
         for opened, origin in listeners:
-            door = GrpcioDoor(self._table, self._routes, self._service.refusals, self._clock, limits, origin)
+            door = GrpcioDoor(self._calls(), self._clock, limits, origin, _tls_of(opened, tls))
             self._doors.append(door)
             door.start(opened)
 
@@ -221,9 +219,11 @@ class Server:
             http1=HttpLimits(max_body_bytes=options.max_message_bytes),
             memoise=options.memoise,
         )
-        calls = Calls(self._table, self._routes, self._service)
-        self._native = NativeFront(calls, self._clock, bounds)
+        self._native = NativeFront(self._calls(), self._clock, bounds)
         self._native.start(listeners, self._schedule(self._native.tick.post))
+
+    def _calls(self) -> Calls:
+        return Calls(self._table, self._routes, self._service)
 
     def _schedule(self, post: Post) -> ModelScheduler:
         """The one that decides when a request runs, whatever front or thread it came by."""

@@ -29,7 +29,7 @@ class ServingSettings:
     unix_mode: str = setting(
         "600", "rights of unix sockets among the addresses: this user, also its group, or all", choices=UNIX_MODES
     )
-    front: str = setting("native", "grpcio is the fallback, slower and without TLS", choices=("native", "grpcio"))
+    front: str = setting("native", "grpcio is the fallback, many times slower", choices=("native", "grpcio"))
     tls_certificate: Path | None = setting(None, "serve TLS with this certificate chain (PEM)")  # noqa: RUF009
     tls_key: Path | None = setting(None, "and with this key (PEM)")  # noqa: RUF009
     client_authority: Path | None = setting(  # noqa: RUF009
