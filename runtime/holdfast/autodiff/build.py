@@ -19,7 +19,7 @@ graph serves every version of the weights. A graph never holds a copy of the wei
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx import TensorProto
 
@@ -34,6 +34,7 @@ from holdfast.autodiff.loss import (
     emit_mean_gradient,
     not_zero,
 )
+from holdfast.autodiff.lowerings import Choice, Lowerings
 from holdfast.autodiff.parameters import check_not_shared, choose_trainable, layout_of
 from holdfast.autodiff.reading import DataInput, ForwardGraph, parameters_of, parse_model, read_forward
 from holdfast.autodiff.registry import loss_named, optimizer_named
@@ -60,6 +61,7 @@ class StepOptions:
     proximal: whether parameters are pulled towards anchors (FedProx).
     clip: whether the gradient's norm over all parameters is bounded.
     accumulate: whether there are graphs for steps over several batches as well; needs frozen statistics.
+    lowerings: (form of nodes, way to write their gradients) where a measurement said otherwise than the rules.
     """
 
     batch_norm: str = FROZEN
@@ -67,6 +69,7 @@ class StepOptions:
     proximal: bool = False
     clip: bool = False
     accumulate: bool = False
+    lowerings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class TrainingGraphs:
     frozen body); `input_gradient_refusal` then says why. `data_inputs` have the batch axis first. `labels` says what
     the labels are. `state` is what `train` hands from step to step; `noise` what it wants as uniform random numbers.
     `statistics` are the trainable entries that learn by averaging and have no gradient. `accumulate` and `apply` are
-    there if the options ask for them.
+    there if the options ask for them. `choices` are the forms of nodes whose gradients `train` could write otherwise.
     """
 
     train: bytes
@@ -98,6 +101,7 @@ class TrainingGraphs:
     statistics: tuple[str, ...] = ()
     accumulate: bytes | None = None
     apply: bytes | None = None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def parameters(self) -> tuple[LayoutEntry, ...]:
@@ -205,7 +209,8 @@ def make_plan(
 
 
 def _graphs(plan: StepPlan, loss_name: str, optimizer_name: str) -> TrainingGraphs:
-    train, noise = _train(plan)
+    lowerings = Lowerings(dict(plan.options.lowerings))
+    train, noise = _train(plan, lowerings)
     parts = _parts(plan) if plan.options.accumulate else None
     input_gradient, refusal = _input_gradient(plan)
     return TrainingGraphs(
@@ -227,6 +232,7 @@ def _graphs(plan: StepPlan, loss_name: str, optimizer_name: str) -> TrainingGrap
         statistics=() if plan.local_statistics else tuple(tensor.name for tensor in plan.statistics),
         accumulate=emit_accumulate(parts) if parts else None,
         apply=emit_apply(parts, LOSS) if parts else None,
+        choices=lowerings.open,
     )
 
 
@@ -246,13 +252,13 @@ def _parts(plan: StepPlan) -> StepParts:
     )
 
 
-def _train(plan: StepPlan) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
+def _train(plan: StepPlan, lowerings: Lowerings) -> tuple[bytes, list[tuple[str, tuple[int, ...]]]]:
     state = state_of(plan.rule, plan.differentiated)
     extra = [(LEARNING_RATE, ()), *((tensor.name, tensor.shape) for tensor in state)]
     extra += extra_inputs(plan.rule, plan.differentiated)
     out = new_writer(plan.forward, LABELS, *(name for name, _ in extra))
     names = [entry.name for entry in plan.differentiated]
-    views = emit_forward(plan.forward, out, names, _modes(plan, out))
+    views = emit_forward(plan.forward, out, names, replace(_modes(plan, out), lowerings=lowerings))
     values = plan.loss.emit(out, plan.loss_inputs, True)
     out.name_output(emit_mean(out, values), LOSS)
     seed = emit_mean_gradient(out, values, plan.rule.gradient_scale)

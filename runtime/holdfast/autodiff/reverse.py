@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto, TensorProto
 
+from holdfast.autodiff.lowerings import Lowerings
 from holdfast.autodiff.reading import ForwardGraph, node_label
 from holdfast.autodiff.registry import RULES, rule_for
 from holdfast.autodiff.rule import NodeView, Rows
@@ -27,6 +28,7 @@ class Modes:
 
     rows: Rows | None = None
     dropout: bool = False
+    lowerings: Lowerings | None = None  # None: by rule
 
 
 AS_SERVED = Modes()
@@ -88,6 +90,7 @@ def emit_forward(
             constants=forward.constants,
             rows=modes.rows,
             dropout=modes.dropout,
+            lowerings=modes.lowerings or Lowerings(),
         )
         if rule.forward is None:
             out.copy([node])

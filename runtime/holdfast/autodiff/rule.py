@@ -8,12 +8,13 @@ positions of the maxima, the gates of an LSTM) may emit the forward node its own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from holdfast.autodiff.lowerings import Lowerings
 from holdfast.autodiff.writer import GraphWriter
 from holdfast.errors import AutodiffError
 
@@ -45,6 +46,7 @@ class NodeView:
     saved: tuple[str, ...] = ()
     rows: Rows | None = None
     dropout: bool = False
+    lowerings: Lowerings = field(default_factory=Lowerings)
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -106,6 +108,12 @@ class NodeView:
         """The value of input i as Python numbers; None if it isn't there."""
         value = self.constant(index)
         return None if value is None else tuple(int(each) for each in value.reshape(-1))
+
+    def way(self, part: str, *ways: str) -> str:
+        """Which of several ways to write a part of the gradient: the first, unless one was measured to be faster."""
+        shapes = " ".join("x".join(map(str, self.shapes[name])) for name in self.inputs if name in self.shapes)
+        settings = "".join(f" {each.name}={list(each.ints)}" for each in self.node.attribute if each.ints)
+        return self.lowerings.take(f"{self.node.op_type} {shapes}{settings}: {part}", ways)
 
     def refusal(self, why: str) -> AutodiffError:
         """The error for a form of the operator that has no gradient here."""

@@ -23,6 +23,8 @@ from holdfast.autodiff.writer import GraphWriter
 
 # a product per element of the kernel pays off while there are few of them
 MAX_TAPS = 49
+FLIPPED, TRANSPOSED = "flipped", "transposed"
+TAPS, PRODUCT, PRODUCTS, CONVOLUTION = "taps", "product", "products", "convolution"
 
 
 def _convolution(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
@@ -30,10 +32,13 @@ def _convolution(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     windows = read_windows(view, view.input_shape(0)[2:], view.output_shape()[2:], weight[2:])
     dx = dw = None
     if view.wants(0):
-        lower = _input_by_flipping if _can_flip(windows) and _should_flip(windows, weight) else _input_by_transposing
+        ways = (FLIPPED, TRANSPOSED) if _should_flip(windows, weight) else (TRANSPOSED, FLIPPED)
+        flipped = _can_flip(windows) and view.way("dX", *ways) == FLIPPED
+        lower = _input_by_flipping if flipped else _input_by_transposing
         dx = lower(out, view.inputs[1], dy, windows, weight)
     if view.wants(1):
-        dw = weight_gradient(out, view.inputs[0], dy, windows, (view.input_shape(0)[0], weight[0], weight[1]))
+        sizes = (view.input_shape(0)[0], weight[0], weight[1])
+        dw = WEIGHT_GRADIENTS[view.way("dW", *_weight_ways(windows, sizes))](out, view.inputs[0], dy, windows, sizes)
     return [dx, dw, _bias(view, out, dy)]
 
 
@@ -59,7 +64,8 @@ def _transposed_convolution(view: NodeView, out: GraphWriter, dy: str) -> list[s
         options = {"strides": windows.strides, "dilations": windows.dilations, "kernel_shape": windows.kernel}
         dx = out.node("Conv", [padded, view.inputs[1]], group=windows.group, **options)
     if view.wants(1):
-        dw = weight_gradient(out, dy, view.inputs[0], windows, (batch, channels, weight[1]))
+        sizes = (batch, channels, weight[1])
+        dw = WEIGHT_GRADIENTS[view.way("dW", *_weight_ways(windows, sizes))](out, dy, view.inputs[0], windows, sizes)
     return [dx, dw, _bias(view, out, dy)]
 
 
@@ -107,25 +113,18 @@ def _input_by_flipping(out: GraphWriter, weight: str, dy: str, windows: Windows,
     )
 
 
-def weight_gradient(out: GraphWriter, x: str, dy: str, windows: Windows, sizes: tuple[int, int, int]) -> str:
-    """d(convolution)/dW.
-
-    Args:
-        x: the input of the convolution, float32[batch, group * per_group, *size].
-        dy: float32[batch, made, *count].
-        sizes: batch, made, per_group.
-    Returns: float32[made, per_group, *kernel].
-    """
+def _weight_ways(windows: Windows, sizes: tuple[int, int, int]) -> tuple[str, ...]:
+    """The ways that fit, the best by rule first."""
     _, made, per_group = sizes
     kernel = math.prod(windows.kernel)
     if per_group == 1 and made == windows.group and made > 1 and kernel <= MAX_TAPS:
-        return weight_by_taps(out, x, dy, windows, sizes)
-    padless = not any(windows.before) and not any(windows.after)
-    if kernel == 1 and windows.group == 1 and padless:
-        return _weight_by_product(out, x, dy, windows, sizes)
-    if windows.group == 1 and 1 < kernel <= MAX_TAPS and per_group > 1:
-        return weight_by_products(out, x, dy, windows, sizes)
-    return _weight_by_convolution(out, x, dy, windows, sizes)
+        return (TAPS, CONVOLUTION)
+    if windows.group > 1 or kernel > MAX_TAPS:
+        return (CONVOLUTION,)
+    if kernel > 1:
+        return (PRODUCTS, CONVOLUTION) if per_group > 1 else (CONVOLUTION, PRODUCTS)
+    padded = any(windows.before) or any(windows.after)
+    return (CONVOLUTION, PRODUCTS) if padded else (PRODUCT, PRODUCTS, CONVOLUTION)
 
 
 def _weight_by_product(out: GraphWriter, x: str, dy: str, windows: Windows, sizes: tuple[int, int, int]) -> str:
@@ -166,6 +165,15 @@ def _weight_by_convolution(out: GraphWriter, x: str, dy: str, windows: Windows, 
         found = out.node("Slice", [found, *(out.integers(*each) for each in operands)])
     return out.node("Transpose", [found], perm=[1, 0, *space])
 
+
+# Each takes (writer, x, dy, windows, sizes) and gives d(convolution)/dW, float32[made, per_group, *kernel].
+#     x: float32[batch, group * per_group, *size].  dy: float32[batch, made, *count].  sizes: batch, made, per_group.
+WEIGHT_GRADIENTS = {
+    TAPS: weight_by_taps,
+    PRODUCT: _weight_by_product,
+    PRODUCTS: weight_by_products,
+    CONVOLUTION: _weight_by_convolution,
+}
 
 RULES = (
     GradientRule("Conv", "dX = conv_transpose(dY, W), dW = conv(X^T, dY^T), dB = sum(dY)", one_output(_convolution)),

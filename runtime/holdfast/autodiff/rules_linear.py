@@ -20,10 +20,11 @@ def _gemm_forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
     Serving has W arranged beforehand; in training it is another one at every step.
     """
     rows, weight = view.input_shape(0)[0], view.input_shape(1)
+    ways = ("turned", "plain") if rows <= MAX_ROWS and math.prod(weight) >= MIN_WEIGHT else ("plain", "turned")
     plain = view.real("alpha", 1.0) == 1.0 and view.real("beta", 1.0) == 1.0
     as_layer = not view.integer("transA", 0) and view.integer("transB", 0) and plain
     with_bias = not view.has(2) or view.input_shape(2) == weight[:1]
-    if not (as_layer and with_bias and rows <= MAX_ROWS and math.prod(weight) >= MIN_WEIGHT and view.wants(1)):
+    if not (as_layer and with_bias and view.wants(1)) or view.way("Y", *ways) == "plain":
         out.copy([view.node])
         return ()
     bias = [out.node("Unsqueeze", [view.inputs[2], out.integers(1)])] if view.has(2) else []

@@ -24,7 +24,7 @@ def _max_forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
 
     Windows of two by two need no answer: see `_max_of_halves`.
     """
-    if _halves(view):
+    if _halves(view) and view.way("dX", "halves", "places") == "halves":
         out.copy([view.node])
         return ()
     indices = out.fresh("MaxPool")
