@@ -30,6 +30,16 @@ def test_selfcheck_passes_a_right_step_graph_and_records_it() -> None:
     assert set(check.to_fields()) >= {"directional_error", "reference_error", "directions", "step", "tolerance"}
 
 
+def test_selfcheck_passes_a_deep_net_whose_kinks_lie_close() -> None:
+    """With the first step of the difference, some rectified values change sign, and the slope is off by 1e-3."""
+    model = he_mlp([200, 300, 300, 300, 10])
+
+    check = check_gradients(build_graphs(model, batch=10), split_weights(model).weights)
+
+    assert check.step < 1e-5
+    assert max(check.directional_error, check.reference_error) < 1e-5
+
+
 @pytest.mark.parametrize("factor", [1.01, -1.0, 0.0])
 @pytest.mark.parametrize("parameter", ["layer0.weight", "layer0.bias", "layer1.bias"])
 def test_selfcheck_finds_one_wrong_gradient(parameter: str, factor: float) -> None:
