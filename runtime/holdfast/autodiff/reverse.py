@@ -19,6 +19,7 @@ from holdfast.autodiff.rule import NodeView, Rows
 from holdfast.autodiff.writer import GraphWriter, names_read
 from holdfast.errors import AutodiffError
 
+QUANTISERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -52,6 +53,13 @@ def check_rules(forward: ForwardGraph, wanted: Collection[str]) -> None:
         raise AutodiffError(
             f"node {node_label(narrow[0])} does not compute in float32; gradients pass only float32: export the model "
             "in it, or make fewer parameters trainable"
+        )
+    active = {name for node in nodes for name in node.output} | set(wanted)
+    rounded = [node for node in forward.nodes if node.op_type in QUANTISERS and not active.isdisjoint(node.input)]
+    if rounded:
+        raise AutodiffError(
+            f"node {node_label(rounded[0])} makes integers, behind which every gradient is 0; train the model before it "
+            "is quantised, or make fewer parameters trainable"
         )
     missing = [node for node in nodes if rule_for(node) is None]
     if not missing:

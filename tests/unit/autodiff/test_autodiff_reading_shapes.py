@@ -139,3 +139,20 @@ def test_a_branch_that_samples_choose_is_refused_by_name() -> None:
 
     with pytest.raises(AutodiffError, match=r"'choice' \(If\)"):
         build_graphs(classifier(nodes, weights, inputs={"x": ("batch", 4, 1)}), batch=3)
+
+
+def test_a_quantised_activation_is_refused_by_name() -> None:
+    """Integers have no slope: without a word, the weights in front would get no gradient, or half of one."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("QuantizeLinear", ["h", "scale", "zero"], ["q"], name="quantiser"),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        node("Add", ["d", "h"], ["s"]),
+        node("MatMul", ["s", "head"], ["logits"]),
+    ]
+    weights = {"w": drawn(4, 4), "head": drawn(4, 3), "scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    model = classifier(nodes, weights, inputs={"x": ("batch", 4)})
+
+    with pytest.raises(AutodiffError, match=r"'quantiser' \(QuantizeLinear\) makes integers"):
+        build_graphs(model, batch=3)
+    assert [entry.name for entry in build_graphs(model, batch=3, trainable=["head"]).parameters] == ["head"]
