@@ -94,6 +94,9 @@ class Scheduler(QuickRuns, Protocol):
     def submit(self, batch: Sequence[Pending]) -> None:
         """Take what arrived in one tick of the loop. On the loop's thread; `done` is called there too."""
 
+    def abandon(self, asked: Sequence[Pending]) -> None:
+        """Nobody waits for these any more: they leave the queue with AbandonedError, and a run for them alone ends."""
+
     def run(
         self,
         requests: Sequence[TensorRequest],

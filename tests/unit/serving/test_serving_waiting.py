@@ -217,9 +217,9 @@ def test_priority_or_timeout_out_of_range_is_refused(front: Front, over: str, pa
         assert f"as {next(iter(parameters))}, got {next(iter(parameters.values()))}" in text
 
 
-def test_queued_request_of_a_client_that_cancels_is_not_run(held: Held) -> None:
+def test_queued_request_of_a_client_that_cancels_is_not_run(front: Front, held: Held) -> None:
     notes = Notes()
-    with serving("grpcio", notes) as address, grpc.insecure_channel(str(address)) as channel:
+    with serving(front, notes) as address, grpc.insecure_channel(str(address)) as channel:
         infer = channel.unary_unary(INFER)
         running = infer.future(message(1.0, {}))
         assert held.arrived.acquire(timeout=TIMEOUT_S)
@@ -235,8 +235,8 @@ def test_queued_request_of_a_client_that_cancels_is_not_run(held: Held) -> None:
     assert held.order == [1.0]
 
 
-def test_run_of_a_client_that_cancels_is_ended(held: Held) -> None:
-    with serving("grpcio") as address, grpc.insecure_channel(str(address)) as channel:
+def test_run_of_a_client_that_cancels_is_ended(front: Front, held: Held) -> None:
+    with serving(front) as address, grpc.insecure_channel(str(address)) as channel:
         running = channel.unary_unary(INFER).future(message(1.0, {}))
         assert held.arrived.acquire(timeout=TIMEOUT_S)
 
@@ -245,8 +245,8 @@ def test_run_of_a_client_that_cancels_is_ended(held: Held) -> None:
         until(lambda: held.ended == [1.0])
 
 
-def test_run_of_a_stream_whose_client_leaves_is_ended(held: Held) -> None:
-    with serving("grpcio") as address, grpc.insecure_channel(str(address)) as channel:
+def test_run_of_a_stream_whose_client_leaves_is_ended(front: Front, held: Held) -> None:
+    with serving(front) as address, grpc.insecure_channel(str(address)) as channel:
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         answers = stream(iter([message(1.0, {})]))
         assert held.arrived.acquire(timeout=TIMEOUT_S)

@@ -13,6 +13,7 @@ from holdfast.serving.http1 import HttpError, HttpParser, HttpRequest, Phase
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.http2_peer import Link
 from holdfast.serving.native.http_exchange import HttpExchange
+from holdfast.serving.native.infer import Inference
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import HttpResponse
 
@@ -41,6 +42,7 @@ class Http1Peer:
         self._phase, self._phase_s = Phase.IDLE, now_s
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
         self._is_held = False
+        self._inference: Inference | None = None  # under way
 
     def receive(self, data: bytes) -> None:
         """Bytes from the peer."""
@@ -76,7 +78,7 @@ class Http1Peer:
         self._backend.tick.touch(self)
 
     def eof(self) -> bool:
-        """The peer sends no more. Whether it still waits for answers."""
+        """The peer sends no more. Whether it still waits for answers: in HTTP/1 one may, nobody can see that."""
         self._has_eof = True
         self._backend.tick.touch(self)
         return True
@@ -84,6 +86,8 @@ class Http1Peer:
     def lost(self) -> None:
         """The connection is gone."""
         self._is_over = True
+        if self._inference is not None:
+            self._inference.dropped()
 
     def is_overdue(self, now_s: float) -> bool:
         """Whether the peer took too long; a slow request is told so first."""
@@ -127,6 +131,7 @@ class Http1Peer:
 
         def respond(response: HttpResponse) -> None:
             self._is_busy = False
+            self._inference = None
             if self._is_over:
                 return
             keep_alive = request.keep_alive and not self._is_draining
@@ -136,7 +141,7 @@ class Http1Peer:
                 self._link.resume_reading()
 
         exchange = HttpExchange(self._backend, self._facts, request.method, request.path, request.headers, respond)
-        exchange.start(request.body)
+        self._inference = exchange.start(request.body)
 
     def _refuse(self, error: HttpError) -> None:
         self._send(HttpResponse(error.status, error_body(str(error))), keep_alive=False, is_head=False)

@@ -113,11 +113,13 @@ class Http2Peer:
         self._backend.tick.touch(self)
 
     def eof(self) -> bool:
-        """The peer sends no more. Whether it still waits for answers; what it did not send whole gets none."""
+        """The peer sends no more: it has left, and its runs are ended. Whether answers are still to be told."""
         self._has_eof = True
         for stream in list(self.machine.streams.values()):
-            # a watch has no last answer to wait for: a watcher that was killed says no more than this
-            if not stream.remote_ended or isinstance(self._owners.get(stream.id), WatchExchange):
+            owner = self._owners.get(stream.id)
+            if isinstance(owner, Inference):
+                owner.dropped()
+            elif owner is not None or not stream.remote_ended:
                 self._drop(stream)
                 self.machine.reset(stream, ErrorCode.CANCEL)
         self._backend.tick.touch(self)
@@ -253,6 +255,7 @@ class Http2Peer:
             return backend.rpc.decode_infer(bytes(message), context_of(self._facts, headers, deadline_s))
 
         def answered(call: InferCall, response: TensorResponse) -> None:
+            self._owners.pop(stream.id, None)
             self._answer_infer(stream, call, response)
 
         def refused(error: BaseException) -> None:
@@ -263,7 +266,8 @@ class Http2Peer:
         except GrpcFault as fault:
             self.fail(stream, fault)
             return
-        Inference(backend, answered, refused).start(decode, deadline_s)
+        inference = self._owners[stream.id] = Inference(backend, answered, refused)
+        inference.start(decode, deadline_s)
 
     def _answer_infer(self, stream: Stream, call: InferCall, response: TensorResponse) -> None:
         backend = self._backend
@@ -352,9 +356,12 @@ class Http2Peer:
         exchange = HttpExchange(
             self._backend, self._facts, head.method, path, head.headers, lambda answer: self._respond(stream, answer)
         )
-        exchange.start(body)
+        inference = exchange.start(body)
+        if inference is not None:
+            self._owners[stream.id] = inference
 
     def _respond(self, stream: Stream, response: HttpResponse) -> None:
+        self._owners.pop(stream.id, None)
         fields = [(":status", str(response.status)), ("content-length", str(len(response.body)))]
         if response.body:
             fields.append(("content-type", response.content_type))

@@ -36,18 +36,20 @@ class HttpExchange:
         self._headers = headers
         self._respond = respond
 
-    def start(self, body: bytes) -> None:
-        """Take the request in, with its whole body."""
+    def start(self, body: bytes) -> Inference | None:
+        """Take the request in, with its whole body. Returns it if it is an inference that must wait."""
         backend, routes = self._backend, self._backend.routes
         context = context_of(self._facts, self._headers)
         target = routes.infer_target(self._method, self._path)
         if target is not None:
             inference = Inference(backend, self._answered, self._refused)
             inference.start(lambda: routes.decode_infer(target, self._headers, body, context), None)
-        elif routes.is_slow(self._method, self._path):
+            return inference if inference.is_queued else None
+        if routes.is_slow(self._method, self._path):
             backend.executor.submit(self._answer_elsewhere, body, context)
         else:
             self._respond(routes.answer(self._method, self._path, self._headers, body, context))
+        return None
 
     def _answer_elsewhere(self, body: bytes, context: CallContext) -> None:
         response = self._backend.routes.answer(self._method, self._path, self._headers, body, context)

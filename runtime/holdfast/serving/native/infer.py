@@ -1,7 +1,7 @@
 """One inference request on its way through the scheduler, whichever protocol it came by.
 
 Rules: it counts as in flight from the door to its answer; the taps are told of every outcome, also of refusals;
-an answer to a peer that left is dropped by its connection, not here.
+a request whose client cancels it or leaves gives its place in the queue back, and a run for it alone is ended.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ Refused = Callable[[BaseException], None]
 
 
 class Inference:
-    """Decodes, queues, and hands the answer on. One of `answered` and `refused` is called, once."""
+    """Decodes, queues, and hands the answer on. One of `answered` and `refused` is called, once. Owns its stream."""
 
-    __slots__ = ("_answered", "_backend", "_call", "_refused", "_start_s")
+    __slots__ = ("_answered", "_backend", "_call", "_pending", "_refused", "_start_s", "begun_s")
 
     def __init__(self, backend: Backend, answered: Answered, refused: Refused) -> None:
         self._backend = backend
         self._answered = answered
         self._refused = refused
         self._call: InferCall | None = None
+        self._pending: Pending | None = None
+        self.begun_s: float | None = None  # the body is whole
         self._start_s = backend.clock.monotonic_s()
 
     def start(self, decode: Callable[[], InferCall], deadline_s: float | None) -> None:
@@ -49,9 +51,27 @@ class Inference:
         if call.timeout_s is not None:
             until_s = self._start_s + call.timeout_s
             deadline_s = until_s if deadline_s is None else min(deadline_s, until_s)
-        backend.tick.add(Pending(call.request, deadline_s, self._done, call.priority))
+        self._pending = Pending(call.request, deadline_s, self._done, call.priority)
+        backend.tick.add(self._pending)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether its answer is still to come."""
+        return self._pending is not None
+
+    def data(self, piece: bytes | memoryview) -> None:
+        """Nothing: the body is whole."""
+
+    def ended(self) -> None:
+        """Nothing: it was before."""
+
+    def dropped(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._pending is not None:
+            self._backend.tick.abandon(self._pending)
 
     def _done(self, answer: TensorResponse | HoldfastError) -> None:
+        self._pending = None
         self._backend.in_flight.leave()
         if isinstance(answer, TensorResponse):
             assert self._call is not None  # it was decoded before it was queued

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from holdfast.errors import HoldfastError
@@ -50,7 +51,8 @@ class StreamExchange:
         self._machine = machine
         self._stream = stream
         self._call = call
-        self._context = context
+        self._context = replace(context, on_leave=self._on_leave)
+        self._leave: Callable[[], None] | None = None
         encoding = stream.head.headers.get("grpc-encoding")
         self._reader = MessageReader(encoding, backend.options.max_message_bytes)
         self._waiting: deque[bytes] = deque()
@@ -84,10 +86,18 @@ class StreamExchange:
     def dropped(self) -> None:
         if not self._is_over:
             self._is_over = True
+            if self._leave is not None:
+                self._leave()
             self._backend.long_calls.leave()
             self._waiting.clear()
             if self._reservation is not None:
                 self._reservation.release()
+
+    def _on_leave(self, leave: Callable[[], None] | None) -> None:
+        """On another thread: what ends the message under way, from now on."""
+        self._leave = leave
+        if leave is not None and self._is_over:
+            leave()
 
     def _next(self) -> None:
         if self._is_busy or self._is_over:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from holdfast.errors import AbandonedError
 from holdfast.serving.native.budget import Gate
 from holdfast.serving.native.lane import Lane
 from holdfast.serving.protocols import Pending, Scheduler
@@ -43,6 +44,14 @@ class Tick:
         self._pending.append(pending)
         if not self._is_set:
             self._set()
+
+    def abandon(self, pending: Pending) -> None:
+        """Nobody waits for this request any more."""
+        if pending in self._pending:
+            self._pending.remove(pending)
+            pending.done(AbandonedError("the client left before its answer"))
+        elif self._scheduler is not None:
+            self._scheduler.abandon([pending])
 
     def touch(self, connection: Flushable) -> None:
         """A connection with something to send."""
