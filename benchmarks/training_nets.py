@@ -126,8 +126,8 @@ def _transformer() -> bytes:
     value = out.node("Gather", out.drawn("words.weight", WORDS, WIDTH, scale=0.5), "input")
     value = out.node("Add", value, out.drawn("places", STEPS, WIDTH, scale=0.3))
     for layer in range(LAYERS):
-        name = f"encoder.{layer}"
-        mixed = _attention(out, f"{name}.attention", value)
+        name = f"encoder.layers.{layer}"
+        mixed = _attention(out, f"{name}.self_attn", value)
         value = out.layer_norm(f"{name}.norm1", out.node("Add", value, mixed), WIDTH)
         inner = out.node("Gelu", out.linear(f"{name}.linear1", value, WIDTH, WIDE))
         inner = out.linear(f"{name}.linear2", inner, WIDE, WIDTH)
@@ -137,7 +137,7 @@ def _transformer() -> bytes:
 
 
 def _attention(out: _Writer, name: str, value: str) -> str:
-    joined = out.linear(f"{name}.inputs", value, WIDTH, 3 * WIDTH)
+    joined = out.linear(f"{name}.in_proj", value, WIDTH, 3 * WIDTH)
     parts = [f"{name}.part{index}" for index in range(3)]
     out.nodes.append(helper.make_node("Split", [joined], parts, axis=-1, num_outputs=3))
     heads = out.fixed("heads", [0, STEPS, HEADS, WIDTH // HEADS])
@@ -149,7 +149,7 @@ def _attention(out: _Writer, name: str, value: str) -> str:
     scaled = out.node("Mul", out.node("MatMul", q, k), out.fixed("scale", (WIDTH / HEADS) ** -0.5))
     mixed = out.node("Transpose", out.node("MatMul", out.node("Softmax", scaled, axis=-1), v), perm=[0, 2, 1, 3])
     merged = out.node("Reshape", mixed, out.fixed("merged", [0, STEPS, WIDTH]))
-    return out.linear(f"{name}.outputs", merged, WIDTH, WIDTH)
+    return out.linear(f"{name}.out_proj", merged, WIDTH, WIDTH)
 
 
 def _mobile_net() -> bytes:
