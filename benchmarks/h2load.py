@@ -41,6 +41,7 @@ def h2loaded(
     streams: int = 32,
     connections: int = 1,
     scheme: str = "http",
+    seconds: float = BLOCK_S,
 ) -> Block:
     """Blocks of about the same time, whatever the server's speed."""
     body, url = grpc_body(message_for(model)), f"{scheme}://{server.address}{METHOD}"
@@ -49,7 +50,7 @@ def h2loaded(
     rate = [0.0]
 
     def block() -> Figures:
-        count = int(rate[0] * options.seconds(BLOCK_S)) if rate[0] else PILOT
+        count = int(rate[0] * options.seconds(seconds)) if rate[0] else PILOT
         count = max(count, connections * streams)
         with tempfile.NamedTemporaryFile() as file:
             Path(file.name).write_bytes(body)
@@ -62,7 +63,9 @@ def h2loaded(
     return block
 
 
-def h1loaded(server: Served, options: Options, request: HttpRequest, *, connections: int) -> Block:
+def h1loaded(
+    server: Served, options: Options, request: HttpRequest, *, connections: int, seconds: float = BLOCK_S
+) -> Block:
     """The same over HTTP/1.1. The first answer is compared with the model's own, before."""
     request.check(server.address)
     headers = [word for name, value in request.headers.items() for word in ("-H", f"{name}: {value}")]
@@ -70,7 +73,7 @@ def h1loaded(server: Served, options: Options, request: HttpRequest, *, connecti
     rate = [0.0]
 
     def block() -> Figures:
-        count = max(int(rate[0] * options.seconds(BLOCK_S)) if rate[0] else PILOT, 2 * connections)
+        count = max(int(rate[0] * options.seconds(seconds)) if rate[0] else PILOT, 2 * connections)
         with tempfile.NamedTemporaryFile() as file:
             Path(file.name).write_bytes(request.body)
             before = cpu_ns(server.pid)

@@ -31,6 +31,7 @@ from holdfast.serving.oip import decode_response
 MODELS = {"tiny": "tiny0", "MLP": "mlp"}
 WIDTHS = (1, 32)
 ROUNDS = 5
+BLOCK_S = 0.4
 OURS = "holdfast, gRPC"
 
 
@@ -118,10 +119,10 @@ def _block(subject: Subject, what: tuple[str, int], options: Options) -> Block:
     served = subject.served
     with _awake(served):
         if subject.http is not None:
-            measure = h1loaded(served, options, subject.http(model), connections=width)
+            measure = h1loaded(served, options, subject.http(model), connections=width, seconds=BLOCK_S)
         else:
             _check(served, model)
-            measure = h2loaded(served, options, model, streams=width)
+            measure = h2loaded(served, options, model, streams=width, seconds=BLOCK_S)
 
     def block() -> Figures:
         with _awake(served):

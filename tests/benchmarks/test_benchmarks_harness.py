@@ -120,5 +120,6 @@ def test_benchmarks_every_one_runs(name: str) -> None:
     outcomes = run.run_one(name, Options(quick=True))
 
     measured = [outcome for outcome in outcomes if isinstance(outcome, Comparison)]
-    assert measured
+    if not measured:  # a tool is not installed here
+        pytest.skip("; ".join(outcome.reason for outcome in outcomes if isinstance(outcome, NotRun)))
     assert all(outcome.b.minimum <= outcome.b.median <= outcome.b.maximum for outcome in measured)
