@@ -53,8 +53,8 @@ def affine(out: GraphWriter, value: str, shape: Shape, scale: str, shift: str = 
 
 def line(out: GraphWriter, value: str, shape: Shape, scale: float, shift: float) -> str:
     """value * scale + shift in one pass over the elements."""
-    rows = (1, shape[0], math.prod(shape[1:]))
-    scales, shifts = _filled(out, shape[0], scale), _filled(out, shape[0], shift)
+    rows = (1, 1, math.prod(shape))
+    scales, shifts = _filled(out, 1, scale), _filled(out, 1, shift)
     return reshaped(out, affine(out, reshaped(out, value, shape, rows), rows, scales, shifts), rows, shape)
 
 
