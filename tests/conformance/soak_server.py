@@ -60,7 +60,8 @@ def main() -> None:
     for line in sys.stdin:
         if line.strip() == "swap":
             swaps += 1
-            pool.swap("m", str(1 + swaps), prepare_session(ModelSource(models.scale(2.0))))
+            # two versions in turn: of those that are gone the counters are kept, for a thousand of them
+            pool.swap("m", str(1 + swaps % 2), prepare_session(ModelSource(models.scale(2.0))))
         print(json.dumps({**held(servers), "swaps": swaps}), flush=True)
     for server in servers:
         server.stop(2.0)
