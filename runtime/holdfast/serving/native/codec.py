@@ -59,12 +59,17 @@ class RequestKind:
     is_plain: bool = True
 
 
+AnswerParts = tuple[int, tuple[bytes, ...]]  # octets of the framed message; what stands before the id, and each raw
+
+
 @dataclass(slots=True, eq=False)
 class Layout:
     """Where things stand in the messages of one length, counted from the prefix that gRPC puts before them.
 
     rows: along the first axis of every input; 0 if they differ or there is none.
+    start: what stands before the id, if that is more than all messages alike begin with.
     raws: (start, end) of each input's contents. between: what stands between one and the next, by its place.
+    answer: what stands around the answer, and for which form of answers that was found out; the lane's to write.
     """
 
     kind: RequestKind
@@ -76,6 +81,7 @@ class Layout:
     middle: bytes
     raws: tuple[tuple[int, int], ...]
     between: tuple[tuple[int, bytes], ...]
+    answer: tuple[object, AnswerParts] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class InferCodec:
     """Decodes requests and encodes answers of ModelInfer. On one thread."""
 
     def __init__(self) -> None:
-        self._layouts: dict[tuple[int, bytes], list[Layout]] = {}
+        self._layouts: dict[int, dict[bytes, list[Layout]]] = {}  # by size, then by how they begin
         self._count = 0
         self._strange: set[bytes] = set()  # declarations that only the whole decoder reads
         self._kinds: dict[object, RequestKind] = {}
@@ -106,17 +112,18 @@ class InferCodec:
         """
         if size < 10:
             return None
-        key = (size, data[: data[6] + 9])  # prefix, model name, and the tag and length of what follows
         try:
-            for layout in self._layouts.get(key, ()):
+            begin = data[: data[6] + 9]  # prefix, model name, and the tag and length of what follows
+            alike = self._layouts.get(size)
+            for layout in alike.get(begin, ()) if alike is not None else ():
                 id_end = layout.id_end
                 if (
-                    data.startswith(layout.start)
+                    (not layout.start or data.startswith(layout.start))
                     and data.startswith(layout.middle, id_end)
                     and (not layout.between or _holds(layout, data))
                 ):
                     return layout, data[layout.id_start : id_end].decode()
-            learned = self._learn(key, data)
+            learned = self._learn(size, begin, data)
             return None if learned is None else (learned, data[learned.id_start : learned.id_end].decode())
         except (IndexError, UnicodeDecodeError, ValueError):
             return None
@@ -156,9 +163,7 @@ class InferCodec:
             raws.append(raw)
         return b"".join(parts + raws)
 
-    def answer_parts(
-        self, model: str, version: str, outputs: Mapping[str, Array], id_bytes: int
-    ) -> tuple[int, tuple[bytes, ...]] | None:
+    def answer_parts(self, model: str, version: str, outputs: Mapping[str, Array], id_bytes: int) -> AnswerParts | None:
         """What stands around an answer with these outputs and an id of this length, prefix included.
 
         Returns: octets of the whole framed message; the part before the id, and the one before each output's contents.
@@ -181,7 +186,7 @@ class InferCodec:
     def _declaration(self, name: str, array: Array) -> bytes:
         return self._declared.get((name, array.dtype, array.shape)) or self._learn_output(name, array)
 
-    def _learn(self, key: tuple[int, bytes], head: bytes) -> Layout | None:
+    def _learn(self, size: int, begin: bytes, head: bytes) -> Layout | None:
         """Note the layout of a message that looks plain; None if it is not."""
         places = _walk(head)
         if places is None or places.end - places.declared > MAX_DECLARED_BYTES:
@@ -193,8 +198,8 @@ class InferCodec:
             self._layouts.clear()
             self._kinds.clear()
             self._count = 0
-        layout = self._layout(key[0], head, places, plan)
-        alike = self._layouts.setdefault(key, [])
+        layout = self._layout(size, head, places, plan)
+        alike = self._layouts.setdefault(size, {}).setdefault(begin, [])
         if layout is None or len(alike) >= MAX_ALIKE:
             return layout
         alike.append(layout)
@@ -234,7 +239,7 @@ class InferCodec:
             self._kind(places, plan),
             shapes,
             rows.pop() if len(rows) == 1 else 0,
-            head[: places.id_start],
+            head[: places.id_start] if places.id_start > head[6] + 9 else b"",
             places.id_start,
             places.id_end,
             middle,

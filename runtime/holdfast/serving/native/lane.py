@@ -27,7 +27,7 @@ from holdfast.serving.http2.heads import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.sender import AnswerForm
 from holdfast.serving.http2.stream import Stream
-from holdfast.serving.native.codec import InferCodec, Layout, RequestKind
+from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, RequestKind
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.rpc import is_traceparent
 from holdfast.serving.service import InferenceService
@@ -79,7 +79,6 @@ class Caller(Protocol):
 
 Call = tuple[Caller, Stream, bytes, Note]
 _Member = tuple[Caller, Stream, bytes, Note, Layout, str]
-_Parts = tuple[int, tuple[bytes, ...]]
 
 
 class _Group:
@@ -110,7 +109,7 @@ class Lane:
         self._clock = clock
         self._max_calls = max_calls
         self._timeouts: dict[bytes, float] = {}
-        self._parts: dict[object, dict[tuple[int, int], _Parts]] = {}
+        self._forms: dict[object, object] = {}
 
     def serve_with(self, quick: QuickRuns) -> None:
         """Who runs the models comes after us, because it wants the loop."""
@@ -202,18 +201,17 @@ class Lane:
         outputs = self._quick.run_quick(model, inputs, kind.outputs, group.rows, group.came_s)
         if outputs is None:
             return False
-        known = self._known_parts(model, outputs, bucket)
-        if known is None:
+        form = self._form(model, outputs, bucket)
+        if form is None:
             kind.is_plain = False
             return False
         self._tell(group, inputs, outputs)
         columns = [(array.tobytes(), array.nbytes // bucket) for array in outputs.values()]
         at = 0
-        for (peer, stream, _, note, _, text), rows in zip(group.members, group.rows, strict=True):
-            request_id = text.encode()
-            key = (rows, len(request_id))
-            size, pieces = known.get(key) or self._learn_parts(known, key, model, outputs)
-            end = at + rows
+        for peer, stream, _, note, layout, text in group.members:
+            known = layout.answer
+            size, pieces = known[1] if known is not None and known[0] is form else self._learn(layout, form, outputs)
+            request_id, end = text.encode(), at + layout.rows
             if len(columns) == 1:  # most models
                 raw, row = columns[0]
                 parts: tuple[bytes, ...] = (pieces[0], request_id, pieces[1], raw[at * row : end * row])
@@ -224,38 +222,29 @@ class Lane:
             peer.machine.answer(stream, TRACED if trace else PLAIN, parts, size, trace)
         return True
 
-    def _known_parts(
-        self, model: ServedModel, outputs: Mapping[str, Array], bucket: int
-    ) -> dict[tuple[int, int], _Parts] | None:
-        """What stands around such answers, by rows and octets of the id; None if the whole encoder makes them."""
+    def _form(self, model: ServedModel, outputs: Mapping[str, Array], bucket: int) -> object:
+        """Stands for a model version and the form of its outputs; None if the whole encoder must make such answers."""
         signature = [(name, array.dtype, array.shape[1:]) for name, array in outputs.items()]
         key = (model.name, model.version, *signature)
-        known = self._parts.get(key)
-        if known is None:
+        form = self._forms.get(key)
+        if form is None:
             if any(array.ndim == 0 or len(array) != bucket for array in outputs.values()):
                 return None
             mine = {name: array[:1] for name, array in outputs.items()}
             if self._codec.answer_parts(model.name, model.version, mine, 0) is None:
                 return None
-            if len(self._parts) >= MAX_KNOWN:
-                self._parts.clear()
-            known = self._parts[key] = {}
-        return known
+            if len(self._forms) >= MAX_KNOWN:
+                self._forms.clear()
+            form = self._forms[key] = key
+        return form
 
-    def _learn_parts(
-        self,
-        known: dict[tuple[int, int], _Parts],
-        key: tuple[int, int],
-        model: ServedModel,
-        outputs: Mapping[str, Array],
-    ) -> _Parts:
-        rows, id_bytes = key
-        mine = {name: array[:rows] for name, array in outputs.items()}
-        parts = self._codec.answer_parts(model.name, model.version, mine, id_bytes)
+    def _learn(self, layout: Layout, form: object, outputs: Mapping[str, Array]) -> AnswerParts:
+        """What stands around answers of this form to messages of this layout."""
+        assert isinstance(form, tuple)
+        mine = {name: array[: layout.rows] for name, array in outputs.items()}
+        parts = self._codec.answer_parts(form[0], form[1], mine, layout.id_end - layout.id_start)
         assert parts is not None, "one row went out this way, but not several"
-        if len(known) >= MAX_KNOWN:
-            known.clear()
-        known[key] = parts
+        layout.answer = (form, parts)
         return parts
 
     def _tell(self, group: _Group, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
