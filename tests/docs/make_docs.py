@@ -175,6 +175,13 @@ def _gradients(_: str) -> str:
     return "\n\n".join([table(("operator", "gradient", "where"), sorted(rows)), counted, written, *made])
 
 
+def _corpus(_: str) -> str:
+    from tests.docs.corpus_table import HEAD, findings, rows, summary
+
+    found = findings()
+    return summary(found) + "\n\n" + table(HEAD, rows(found))
+
+
 def _with_settings(known: Mapping[str, Callable[..., object]]) -> list[str]:
     """Each name with what can be set behind a colon, and its default."""
     found = []
@@ -224,6 +231,7 @@ MADE: dict[str, dict[str, Callable[[str], str]]] = {
         "settings": _settings,
         "errors": _errors,
         "gradients": _gradients,
+        "corpus": _corpus,
         "codecs": _codecs,
         "decisions": _decisions,
     },

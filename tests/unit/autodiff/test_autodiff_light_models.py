@@ -5,58 +5,29 @@ Their weights are nodes that make constants; the constants become initializers, 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ad
 import pytest
-from onnx import numpy_helper
+from tests.fakes.light_models import LIGHT_MODELS, redrawn
 from tests.fakes.step_runs import session, step_gradients, trainable_of
 
 from holdfast.autodiff.build import build_graphs
 from holdfast.autodiff.externalise import join_weights, split_weights
 
-FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 GROUPED = {"light_bvlc_alexnet", "light_shufflenet"}  # onnx-ad has no gradient by the weight of a grouped convolution
-MODELS = sorted(path.stem for path in FOLDER.glob("*.onnx"))
 # Relative 2-norm over the whole gradient, against another engine. Measured 2e-7 to 2e-5: among millions of Relu inputs,
 # rounding puts one or two on the other side of 0. A wrong rule is off by more than 1e-2.
 TOLERANCE = 5e-5
 DIFFERENCE_STEP, DIFFERENCE_TOLERANCE = 1e-3, 1e-2  # float32 sees kinks and rounding; a wrong rule is off by far more
 
 
-def redrawn(name: str) -> bytes:
-    model = onnx.load(FOLDER / f"{name}.onnx")
-    graph = model.graph
-    rng = np.random.default_rng(0)
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    made = [node for node in graph.node if node.op_type == "ConstantOfShape"]
-    kept = [node for node in graph.node if node.op_type != "ConstantOfShape"]
-    variances = {node.input[4] for node in kept if node.op_type == "BatchNormalization"}
-    for node in made:
-        shape = tuple(int(size) for size in constants[node.input[0]])
-        values = rng.standard_normal(shape, dtype=np.float32)
-        if node.output[0] in variances:
-            values = np.abs(values) + np.float32(0.5)
-        else:
-            values *= np.float32(np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1)
-        graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-    stored = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in stored]
-    del graph.node[:], graph.input[:]
-    graph.node.extend(kept)
-    graph.input.extend(inputs)
-    model.ir_version = 8  # from 4 on, initializers need not be inputs
-    return model.SerializeToString()
-
-
 def test_the_collection_is_there() -> None:
-    assert len(MODELS) == 9
+    assert len(LIGHT_MODELS) == 9
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LIGHT_MODELS)
 def test_light_model_learns_as_differences_and_onnx_ad_say(name: str) -> None:
     model = redrawn(name)
     graphs, weights = build_graphs(model, batch=1), split_weights(model).weights
