@@ -58,8 +58,8 @@ def check_rules(forward: ForwardGraph, wanted: Collection[str]) -> None:
     rounded = [node for node in forward.nodes if node.op_type in QUANTISERS and not active.isdisjoint(node.input)]
     if rounded:
         raise AutodiffError(
-            f"node {node_label(rounded[0])} makes integers, behind which every gradient is 0; train the model before it "
-            "is quantised, or make fewer parameters trainable"
+            f"node {node_label(rounded[0])} makes integers, behind which every gradient is 0; train the model before "
+            "it is quantised, or make fewer parameters trainable"
         )
     missing = [node for node in nodes if rule_for(node) is None]
     if not missing:
