@@ -35,6 +35,7 @@ CODES: Mapping[str, int] = {
     "DATA_LOSS": 15,
     "UNAUTHENTICATED": 16,
 }
+NOT_AS_ANNOUNCED = "expected one message, got another number of octets than it announced"
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])\Z")
 _UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _ENCODINGS = "identity,deflate,gzip"
@@ -95,7 +96,7 @@ def unary_message(body: bytes | bytearray | memoryview, encoding: str | None, ma
         raise GrpcFault("INTERNAL", "expected one message, got none")
     size = message_size(body, max_bytes)
     if len(body) != PREFIX_BYTES + size:
-        raise GrpcFault("INTERNAL", "expected one message, got another number of octets than it announced")
+        raise GrpcFault("INTERNAL", NOT_AS_ANNOUNCED)
     if body[0]:
         return expanded(body[PREFIX_BYTES:], encoding, max_bytes)
     return body[PREFIX_BYTES:] if isinstance(body, bytes) else memoryview(body)[PREFIX_BYTES:]

@@ -635,3 +635,29 @@ def test_what_the_oracle_takes_we_take(parts: list[bytes]) -> None:
 
     assert not ours.is_ended, ours.fault
     assert bodies == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 4_095, 4_096, 16_384]), min_size=1, max_size=4),
+    cut=st.sampled_from([1_000, 4_999, 20_000, 100_000]),
+    padded=st.booleans(),
+)
+def test_long_frames_are_handed_on_as_they_come(sizes: list[int], cut: int, padded: bool) -> None:
+    data, body = b"", b""
+    for index, size in enumerate(sizes):
+        piece = bytes([index + 1]) * size
+        body += piece
+        is_last = index == len(sizes) - 1
+        flags = is_last | (8 if padded and size < 16_000 else 0)
+        data += frame(0, flags, 1, b"\2" + piece + bytes(2) if flags & 8 else piece)
+    server = opened()
+    events = server.receive(frame(1, 4, 1, BLOCK), 0.0)
+
+    for at in range(0, len(data), cut):
+        for kind, stream, piece in server.receive(data[at : at + cut], 0.0):
+            events.append((kind, stream, bytes(piece)))
+
+    assert (events[-1][0] in (Kind.ENDED, Kind.WHOLE), body_of(events)) == (True, body)
+    assert not server.is_mid_frame
+    assert not server.is_ended

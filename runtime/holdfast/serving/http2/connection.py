@@ -51,6 +51,7 @@ class Http2Connection:
         decoder = Decoder(limits.header_table_bytes, limits.max_header_list_bytes)
         self._heads = HeadReader(decoder, limits.max_header_list_bytes, memoise=memoise)
         self._rest = b""
+        self._data_left, self._data_of = 0, (0, 0)  # of a DATA frame under way: octets, flags, stream
         self._now_s = now_s
         self._earned = 0  # requests answered, not yet credited
         self._resets = Bucket(limits.resets, now_s)
@@ -160,7 +161,7 @@ class Http2Connection:
     @property
     def is_mid_frame(self) -> bool:
         """Whether the peer owes the rest of a frame, of a header block, or of the preface."""
-        return bool(self._rest) or self._block is not None or not self._has_settings
+        return bool(self._rest or self._data_left) or self._block is not None or not self._has_settings
 
     def drain(self) -> None:
         """Ask the peer to open no more streams (RFC 9113 6.8); those it opened meanwhile are still answered."""
@@ -203,6 +204,8 @@ class Http2Connection:
                 return
             self._is_open = True
             at = len(frames.PREFACE)
+        if self._data_left:
+            at = self._go_on(buffer, events)
         max_frame = self.limits.max_frame_bytes
         while size - at >= FRAME_HEADER_BYTES:
             high, low, kind, flags, stream_id = _unpack_header(buffer, at)
@@ -221,9 +224,18 @@ class Http2Connection:
                 continue
             if length > max_frame:  # RFC 9113 4.2, before waiting for it
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame larger than announced")
-            if end > size:
-                break
             stream_id &= MAX_STREAM_ID  # RFC 9113 4.1: the reserved bit is ignored
+            if end > size:
+                if (
+                    kind == frames.DATA
+                    and length >= COPY_BYTES
+                    and not flags & frames.PADDED
+                    and self._has_settings
+                    and self._block is None
+                ):
+                    self._data_of, self._data_left, at = (flags, stream_id), length, start
+                    at = self._go_on(buffer, events, at)
+                break
             if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block.stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")  # RFC 9113 6.10
             if not self._has_settings and kind != frames.SETTINGS:  # RFC 9113 3.4
@@ -240,6 +252,18 @@ class Http2Connection:
                 self._fault(fault, events)
             at = end
         self._rest = buffer[at:]
+
+    def _go_on(self, buffer: bytes, events: list[Event], at: int = 0) -> int:
+        """What came of a long DATA frame, as if it were a frame of its own: nothing is kept until the rest comes."""
+        piece = memoryview(buffer)[at : at + self._data_left]
+        self._data_left -= len(piece)
+        flags, stream_id = self._data_of
+        if len(piece):
+            try:
+                self._on_data(flags & ~frames.END_STREAM if self._data_left else flags, stream_id, piece, events)
+            except StreamFault as fault:
+                self._fault(fault, events)
+        return at + len(piece)
 
     def _read_wholes(self, buffer: bytes, at: int, events: list[Event]) -> int:
         """Short requests of two frames each: a head like one that was read before, and behind it the whole body.
@@ -575,7 +599,7 @@ class Http2Connection:
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault
         self.is_ended = True
-        self._rest, self._block = b"", None
+        self._rest, self._block, self._data_left = b"", None, 0
         for stream in self.streams.values():
             self._sender.forget(stream)
             stream.local_ended = stream.remote_ended = True

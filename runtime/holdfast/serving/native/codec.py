@@ -128,6 +128,11 @@ class InferCodec:
         except (IndexError, UnicodeDecodeError, ValueError):
             return None
 
+    def first_raw(self, head: bytes, size: int) -> int:
+        """Where the contents of the first input begin in a framed message, seen from its begin; 0 for unusual ones."""
+        found = self.match(head[:MAX_HEAD_BYTES], size)
+        return 0 if found is None else found[0].raws[0][0]
+
     def decode(self, data: bytes | bytearray | memoryview) -> InferCall | None:
         """The request of a framed ModelInferRequest; None if the whole decoder must look at it."""
         head = data if type(data) is bytes else bytes(data[:MAX_HEAD_BYTES])

@@ -201,7 +201,7 @@ class Http2Peer:
         if not isinstance(call, UnaryCall):
             return WatchExchange(self._backend, self, self.machine, stream, call, context)
 
-        def finish(body: bytes | bytearray) -> None:
+        def finish(body: bytes | bytearray | memoryview) -> None:
             if stream.head.path == MODEL_INFER:
                 self.infer(stream, body)
             else:
@@ -209,7 +209,7 @@ class Http2Peer:
 
         return Gather(
             self.machine, stream, self._backend.budget, self._backend.options.max_message_bytes, finish,
-            is_grpc=True, now_s=self.seen_s,
+            is_grpc=True, now_s=self.seen_s, align=self._backend.codec.first_raw,
         )  # fmt: skip
 
     def _end(self, stream: Stream, owner: Owner) -> None:
@@ -280,7 +280,7 @@ class Http2Peer:
             return
         self._answer(stream, message)
 
-    def _unary(self, stream: Stream, call: UnaryCall, body: bytes | bytearray) -> None:
+    def _unary(self, stream: Stream, call: UnaryCall, body: bytes | bytearray | memoryview) -> None:
         headers = stream.head.headers
         message = bytes(unary_message(body, headers.get("grpc-encoding"), self._backend.options.max_message_bytes))
         context = context_of(self._facts, headers, self._deadline_s(headers))
