@@ -119,6 +119,12 @@ def _concat(node: Node, arguments: Arguments) -> _Known | None:
     return _Known([number for each in known for number in each.numbers], 1, known[0].kind)
 
 
+def _flat(node: Node, arguments: Arguments) -> _Known | None:
+    """A list of numbers told to be a list."""
+    known = _known(arguments, 0)
+    return _Known(known.numbers, 1, known.kind) if known is not None and _plain(arguments, 1) == [-1] else None
+
+
 def _identity(node: Node, arguments: Arguments) -> _Known | None:
     return _known(arguments, 0)
 
@@ -185,6 +191,7 @@ _RULES: dict[str, Callable[[Node, Arguments], _Known | None]] = {
     "Gather": _gather,
     "Identity": _identity,
     "Mul": _times,
+    "Reshape": _flat,
     "Shape": _shape,
     "Slice": _slice,
     "Squeeze": _squeeze,

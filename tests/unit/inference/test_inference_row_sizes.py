@@ -96,6 +96,12 @@ KEEPS = {
         N("Add", ["x", "state"], ["z"]),
         *FLATTEN,
     ],
+    "size_told_to_be_a_list": [
+        *SIZE[:2],
+        N("Reshape", ["n", "rest"], ["rows"]),
+        N("Identity", ["x"], ["z"]),
+        *FLATTEN,
+    ],
     "size_cast_and_squeezed": [
         *SIZE,
         N("Squeeze", ["rows", "axis"], ["again"]),
