@@ -578,13 +578,19 @@ requests = st.tuples(
     calls=st.lists(requests, min_size=3, max_size=12),
     cut=st.sampled_from([50, 300, 700, 5_000]),
     window=st.sampled_from([100, 1_000]),
+    behind=st.sampled_from([0, 0, 3]),
 )
-def test_whole_requests_are_the_same_frame_by_frame(calls: list, cut: int, window: int) -> None:
+def test_whole_requests_are_the_same_frame_by_frame(calls: list, cut: int, window: int, behind: int) -> None:
     """With heads remembered, a head and its body are taken in one step: nobody may see that."""
+    late: list[bytes] = []
     data, stream_id = PREFACE + EMPTY_SETTINGS, -1
     for block, flags, data_flags, size, skip, astray in calls:
         stream_id = max(1, stream_id + 2 + skip)
-        data += frame(1, flags, stream_id, block) + frame(0, data_flags, max(0, stream_id + astray), bytes(size))
+        data += frame(1, flags, stream_id, block)
+        late.append(frame(0, data_flags, max(0, stream_id + astray), bytes(size)))
+        if len(late) > behind:
+            data += b"".join(late)
+            late.clear()
     limits = Http2Limits(stream_window_bytes=window, connection_window_bytes=70_000, max_streams=6)
     seen = []
 

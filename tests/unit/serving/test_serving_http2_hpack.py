@@ -166,7 +166,7 @@ def test_heads_are_the_same_with_and_without_memory(calls: list, kept: set[str])
 
 def heads(reader: HeadReader, block: bytes) -> RequestHead | str:
     try:
-        head = Stream(1, reader.read(block), 0, 0, is_whole=False).head
+        head = Stream(1, reader.read(block), 0, 0).head
     except HeaderListTooLarge:
         return "too large"
     return head if not head.defect else head.defect

@@ -36,7 +36,6 @@ _unpack_header = struct.Struct(">HBBBI").unpack_from
 _unpack_whole = struct.Struct(">HBHI").unpack_from  # type and flags as one number
 _HEADERS_WHOLE = frames.HEADERS << 8 | frames.END_HEADERS
 _DATA_WHOLE = frames.DATA << 8 | frames.END_STREAM
-MIN_WHOLE_BYTES = 2 * FRAME_HEADER_BYTES
 
 
 class Http2Connection:
@@ -53,6 +52,7 @@ class Http2Connection:
         self._rest = b""
         self._data_left, self._data_of = 0, (0, 0)  # of a DATA frame under way: octets, flags, stream
         self._now_s = now_s
+        self._turn = 0  # calls of `receive`
         self._earned = 0  # requests answered, not yet credited
         self._resets = Bucket(limits.resets, now_s)
         self._controls = Bucket(limits.controls, now_s)
@@ -86,6 +86,7 @@ class Http2Connection:
         if self.is_ended:
             return events
         self._now_s = now_s
+        self._turn += 1
         try:
             self._read(self._rest + data if self._rest else data, events)
             if self._sender.ended:
@@ -215,12 +216,11 @@ class Http2Connection:
             if (
                 kind == frames.HEADERS
                 and flags == frames.END_HEADERS
-                and end < size
                 and self._has_settings
                 and self._block is None
-                and (wholes_end := self._read_wholes(buffer, at, events)) > at
+                and (quick_end := self._read_quick(buffer, at, events)) > at
             ):
-                at = wholes_end
+                at = quick_end
                 continue
             if length > max_frame:  # RFC 9113 4.2, before waiting for it
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame larger than announced")
@@ -265,53 +265,66 @@ class Http2Connection:
                 self._fault(fault, events)
         return at + len(piece)
 
-    def _read_wholes(self, buffer: bytes, at: int, events: list[Event]) -> int:
-        """Short requests of two frames each: a head like one that was read before, and behind it the whole body.
+    def _read_quick(self, buffer: bytes, at: int, events: list[Event]) -> int:
+        """Frames of short requests: a head like one that was read before, and the whole body, behind it or a bit later.
 
         Most of what a busy client sends, at a third of the price. Returns where they end in the buffer: at the first
-        frame of anything else, and of whatever may be wrong, which then goes frame by frame.
+        frame of anything else, and of whatever may be wrong, which then goes the long way.
         """
         streams, shapes, limits = self.streams, self._heads.shapes, self.limits
-        size, last_id, window = len(buffer), self._last_id, self._recv_window
+        size, last_id, window, turn = len(buffer), self._last_id, self._recv_window, self._turn
         body_limit, send_window = self._whole_bytes, self._sender.initial_window
-        begin = at
-        while size - at >= MIN_WHOLE_BYTES:
+        while size - at >= FRAME_HEADER_BYTES:
             high, low, kind, stream_id = _unpack_whole(buffer, at)
-            head_at = at + FRAME_HEADER_BYTES
-            data_at = head_at + (high << 8 | low)
-            if kind != _HEADERS_WHOLE or data_at + FRAME_HEADER_BYTES > size:
-                break
-            high, low, kind, data_id = _unpack_whole(buffer, data_at)
-            length = high << 8 | low
-            body_at = data_at + FRAME_HEADER_BYTES
-            body_end = body_at + length
+            start = at + FRAME_HEADER_BYTES
+            end = start + (high << 8 | low)
+            if kind == _DATA_WHOLE and end <= size:
+                begun = streams.get(stream_id)
+                if begun is None or begun.begun_turn != turn or not end - start <= min(body_limit, window):
+                    break
+                begun.remote_ended, begun.begun_turn = True, -1
+                window -= end - start
+                events[begun.begun_at] = (Kind.WHOLE, begun, buffer[start:end])
+                at = end
+                continue
             if (
-                kind != _DATA_WHOLE
-                or data_id != stream_id
-                or body_end > size
-                or length > body_limit
-                or length > window
+                kind != _HEADERS_WHOLE
+                or end > size
                 or not last_id < stream_id <= self._refuse_above
                 or stream_id & 1 == 0
                 or len(streams) >= limits.max_streams
             ):
                 break
-            for shape in shapes.get(data_at - head_at, ()):
-                values = shape.read(buffer, head_at)
+            for shape in shapes.get(end - start, ()):
+                values = shape.read(buffer, start)
                 if values is not None:
                     break
             else:
                 break
             if shape.base.content_length is not None or shape.base.defect:
                 break
-            last_id = stream_id
-            window -= length
-            stream = streams[stream_id] = Stream(stream_id, (shape, values), body_limit, send_window, is_whole=True)
-            events.append((Kind.WHOLE, stream, buffer[body_at:body_end]))
-            at = body_end
-        if at > begin:
-            self._last_id = last_id
-            self._count_received(self._recv_window - window)
+            last_id, at = stream_id, end
+            stream = streams[stream_id] = Stream(stream_id, (shape, values), limits.stream_window_bytes, send_window)
+            if size - at >= FRAME_HEADER_BYTES:
+                high, low, kind, data_id = _unpack_whole(buffer, at)
+                length = high << 8 | low
+                start = at + FRAME_HEADER_BYTES
+                if (
+                    kind == _DATA_WHOLE
+                    and data_id == stream_id
+                    and start + length <= size
+                    and length <= body_limit
+                    and length <= window
+                ):
+                    at = start + length
+                    window -= length
+                    stream.remote_ended = True
+                    events.append((Kind.WHOLE, stream, buffer[start:at]))
+                    continue
+            stream.begun_turn, stream.begun_at = turn, len(events)
+            events.append((Kind.BEGUN, stream, b""))
+        self._last_id = last_id
+        self._count_received(self._recv_window - window)
         return at
 
     def _count_received(self, length: int) -> None:
@@ -349,13 +362,15 @@ class Http2Connection:
                 raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a body of another length than content-length")
         if not flags & frames.END_STREAM:
             if len(payload):
+                stream.begun_turn = -1  # too late to hand it over whole
                 events.append((Kind.DATA, stream, payload))
             else:
                 self._charge()
             return
         stream.remote_ended = True
-        if events and events[-1][1] is stream and events[-1][0] is Kind.BEGUN:
-            events[-1] = (Kind.WHOLE, stream, payload)
+        if stream.begun_turn == self._turn:
+            stream.begun_turn = -1
+            events[stream.begun_at] = (Kind.WHOLE, stream, payload)
             return
         if len(payload):
             events.append((Kind.DATA, stream, payload))
@@ -411,10 +426,11 @@ class Http2Connection:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, head.defect)
         if is_end and head.content_length:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a body of another length than content-length")
-        stream = Stream(
-            stream_id, varied, self.limits.stream_window_bytes, self._sender.initial_window, is_whole=is_end
-        )
+        stream = Stream(stream_id, varied, self.limits.stream_window_bytes, self._sender.initial_window)
+        stream.remote_ended = is_end
         self.streams[stream_id] = stream
+        if not is_end:
+            stream.begun_turn, stream.begun_at = self._turn, len(events)
         events.append((Kind.WHOLE if is_end else Kind.BEGUN, stream, b""))
 
     def _on_trailers(self, stream_id: int, block: bytes, events: list[Event], *, is_end: bool) -> None:

@@ -25,6 +25,8 @@ class Stream:
 
     __slots__ = (
         "_head",
+        "begun_at",
+        "begun_turn",
         "id",
         "length_left",
         "local_ended",
@@ -36,16 +38,17 @@ class Stream:
         "values",
     )
 
-    def __init__(self, stream_id: int, varied: Varied, recv_window: int, send_window: int, *, is_whole: bool) -> None:
+    def __init__(self, stream_id: int, varied: Varied, recv_window: int, send_window: int) -> None:
         self.id = stream_id
         self.shape, self.values = varied
         self._head: RequestHead | None = None
         self.recv_window = recv_window
         self.send_window = send_window
-        self.remote_ended = is_whole
+        self.remote_ended = False
         self.local_ended = False
         self.length_left = self.shape.base.content_length
         self.queue: deque[Queued] | None = None
+        self.begun_turn = self.begun_at = -1  # where its Kind.BEGUN stands, for as long as it may become Kind.WHOLE
 
     @property
     def head(self) -> RequestHead:
