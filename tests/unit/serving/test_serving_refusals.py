@@ -10,13 +10,14 @@ import threading
 import pytest
 from tests.fakes import served_models as models
 from tests.fakes.clock import FakeClock
+from tests.fakes.http2_client import GRPC, Http2Client
 from tests.fakes.serving import TIMEOUT_S, exchange, pool_of, serving, status_of
 
 from holdfast.serving.grpc_wire import GrpcFault
 from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from holdfast.serving.refusals import CONNECTION, LOG_S, SILENT, Refusals
-from holdfast.serving.server import Address
+from holdfast.serving.server import Address, Front
 
 SAMPLE = re.compile(r'^holdfast_peer_refusals_total\{layer="(\w+)",reason="(\w+)"\} (\d+)$', re.MULTILINE)
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -94,9 +95,9 @@ def test_threads_lose_no_count() -> None:
     ids=["no_http", "length", "head", "coding", "body"],
 )
 def test_broken_http_is_counted_by_status_and_logged_without_its_content(
-    data: bytes, reason: str, caplog: pytest.LogCaptureFixture
+    front: Front, data: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG), serving(pool_of({"m": models.scale(2.0)}), front="grpcio") as address:
+    with caplog.at_level(logging.DEBUG), serving(pool_of({"m": models.scale(2.0)}), front=front) as address:
         assert status_of(exchange(address, data)) == int(reason)
 
         assert refused(address) == {("http", reason): 1}
@@ -104,8 +105,8 @@ def test_broken_http_is_counted_by_status_and_logged_without_its_content(
     assert "secret" not in "".join(str(vars(record)) for record in caplog.records)
 
 
-def test_connection_beyond_the_bound_is_counted() -> None:
-    with serving(pool_of({"m": models.scale(2.0)}), max_connections=1, front="grpcio") as address:
+def test_connection_beyond_the_bound_is_counted(front: Front) -> None:
+    with serving(pool_of({"m": models.scale(2.0)}), max_connections=1, front=front) as address:
         with socket.create_connection((address.host, address.port), timeout=TIMEOUT_S) as held:
             held.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
             assert held.recv(1024).startswith(b"HTTP/1.1 200")
@@ -114,3 +115,47 @@ def test_connection_beyond_the_bound_is_counted() -> None:
             page = b"".join(iter(lambda: held.recv(65_536), b"")).decode()
 
     assert SAMPLE.findall(page) == [("connection", "too_many", "1")]
+
+
+def test_broken_frames_are_counted_by_their_code() -> None:
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes(3) + b"\x04" + bytes(5)
+    with serving(pool_of({"m": models.scale(2.0)})) as address:
+        exchange(address, preface + b"\x00\x00\x06\x00\x00\x00\x00\x00\x01secret")
+        exchange(address, preface + settings + b"\x00\x00\x06\x06\x00\x00\x00\x00\x00secret")
+        exchange(address, preface + settings + b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\xff\xff\xff\xff\xff\xff")
+
+        assert refused(address) == {
+            ("http2", "PROTOCOL_ERROR"): 1,
+            ("http2", "FRAME_SIZE_ERROR"): 1,
+            ("http2", "COMPRESSION_ERROR"): 1,
+        }
+
+
+def test_stream_of_another_length_than_it_said_is_counted() -> None:
+    with serving(pool_of({"m": models.scale(2.0)})) as address, Http2Client(address) as client:
+        stream_id = client.begin(headers=(*GRPC, ("content-length", "1")))
+        client.send(stream_id, b"secret")
+        while client.answers[stream_id].reset_code is None:
+            client.receive()
+
+        assert refused(address) == {("http2", "PROTOCOL_ERROR"): 1}
+
+
+@pytest.mark.parametrize(
+    ("flag", "headers", "reason"),
+    [
+        (2, GRPC, "INTERNAL"),
+        (1, (*GRPC, ("grpc-encoding", "secret")), "UNIMPLEMENTED"),
+        (0, (*GRPC, ("grpc-timeout", "secret")), "INTERNAL"),
+    ],
+    ids=["flag", "encoding", "timeout"],
+)
+def test_broken_grpc_is_counted_and_is_the_clients_error(
+    flag: int, headers: tuple[tuple[str, str], ...], reason: str
+) -> None:
+    with serving(pool_of({"m": models.scale(2.0)})) as address, Http2Client(address) as client:
+        client.ask(b"secret", flag, headers)
+
+        page = exchange(address, METRICS).decode()
+        assert SAMPLE.findall(page) == [("grpc", reason, "1")]
+        assert "HF-INTERNAL" not in page

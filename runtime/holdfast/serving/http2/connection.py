@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 
 from holdfast.serving.http2 import frames
-from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
+from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, Http2Fault, StreamFault
 from holdfast.serving.http2.heads import HeadReader, trailers_defect
 from holdfast.serving.http2.hpack import Decoder, HeaderListTooLarge
 from holdfast.serving.http2.limits import (
@@ -46,6 +46,7 @@ class Http2Connection:
         self.streams: dict[int, Stream] = {}
         self.is_ended = False
         self.fault: ConnectionFault | None = None
+        self.faults: list[Http2Fault] = []  # of what was received; for whoever counts them, and takes them out
         self._sender = Sender()
         decoder = Decoder(limits.header_table_bytes, limits.max_header_list_bytes)
         self._heads = HeadReader(decoder, limits.max_header_list_bytes, memoise=memoise)
@@ -605,6 +606,7 @@ class Http2Connection:
     def _fault(self, fault: StreamFault, events: list[Event]) -> None:
         if not self._faults.take(self._now_s):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many faulty streams")
+        self.faults.append(fault)
         stream = self.streams.get(fault.stream_id)
         if stream is None:
             self._tell_reset(fault.stream_id, fault.code)
@@ -614,6 +616,7 @@ class Http2Connection:
 
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault
+        self.faults.append(fault)
         self.is_ended = True
         self._rest, self._block, self._data_left = b"", None, 0
         for stream in self.streams.values():

@@ -18,6 +18,7 @@ from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.http1_peer import Http1Peer
 from holdfast.serving.native.http2_peer import Http2Peer
 from holdfast.serving.native.tls import spiffe_id_of
+from holdfast.serving.refusals import CONNECTION, SILENT
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ class NativeConnection(asyncio.Protocol):
         else:
             overdue = not self._is_closing and self._peer.is_overdue(now_s)
         if overdue:
+            if self._paused_s is not None or not isinstance(self._peer, Http1Peer):  # whose silence between requests is
+                self._backend.service.refusals.count(CONNECTION, SILENT)  # no fault
             # a reset: else the kernel keeps what the peer does not take, and goes on offering it for minutes
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             self.transport.abort()

@@ -24,6 +24,7 @@ from holdfast.serving.native.lane import Lane
 from holdfast.serving.native.tick import Tick
 from holdfast.serving.native.tls import ServerTls
 from holdfast.serving.protocols import Scheduler
+from holdfast.serving.refusals import CONNECTION, HANDSHAKE, TOO_MANY
 from holdfast.serving.routes import Routes
 from holdfast.serving.rpc import RpcTable
 from holdfast.serving.service import InferenceService
@@ -158,7 +159,7 @@ class NativeFront:
             return
         if len(self._connections) + len(self._handshakes) >= self._options.max_connections:
             accepted.close()
-            logger.warning("connection refused", extra={"reason": "too many connections"})
+            self._backend.service.refusals.count(CONNECTION, TOO_MANY)
             return
         accepted.setblocking(False)
         if accepted.family != socket.AF_UNIX:
@@ -178,9 +179,9 @@ class NativeFront:
                 ssl=None if tls is None else tls.context,
                 ssl_handshake_timeout=None if tls is None else HANDSHAKE_TIMEOUT_S,
             )
-        except OSError as error:  # ssl.SSLError among them: the peer left, or is none of ours
+        except OSError:  # ssl.SSLError among them: the peer left, or is none of ours
             accepted.close()
-            logger.info("handshake failed", extra={"reason": type(error).__name__})
+            self._backend.service.refusals.count(CONNECTION, HANDSHAKE)
             return
         except BaseException:
             accepted.close()

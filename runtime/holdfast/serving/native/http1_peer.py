@@ -144,6 +144,7 @@ class Http1Peer:
         self._inference = exchange.start(request.body)
 
     def _refuse(self, error: HttpError) -> None:
+        self._backend.service.refusals.note(error)
         self._send(HttpResponse(error.status, error_body(str(error))), keep_alive=False, is_head=False)
 
     def _send(self, response: HttpResponse, *, keep_alive: bool, is_head: bool) -> None:

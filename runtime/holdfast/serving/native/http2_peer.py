@@ -80,6 +80,10 @@ class Http2Peer:
             self._on_event(kind, stream, piece)
         if not machine.is_mid_frame:
             self._framed_s = now_s
+        if machine.faults:
+            for fault in machine.faults:
+                backend.service.refusals.note(fault)
+            machine.faults.clear()
         if machine.is_ended:
             self.lost()
         self._backend.tick.touch(self)
@@ -335,6 +339,7 @@ class Http2Peer:
         """Answer a stream with what went wrong."""
         if stream is None:
             return
+        self._backend.service.refusals.note(error)
         headed = stream.id in self._headed
         self._drop(stream)
         self._backend.tick.touch(self)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, RequestError
 from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.serving.grpc_wire import GrpcFault
 from holdfast.serving.native.backend import Backend
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.protocols import Pending
@@ -81,7 +82,8 @@ class Inference:
             self._end(answer)
 
     def _end(self, error: BaseException) -> None:
-        self._tell(error if isinstance(error, HoldfastError) else None)
+        told = RequestError(str(error)) if isinstance(error, GrpcFault) else error  # theirs, and not a failure of ours
+        self._tell(told if isinstance(told, HoldfastError) else None)
         self._refused(error)
 
     def _tell(self, answer: TensorResponse | HoldfastError | None) -> None:
