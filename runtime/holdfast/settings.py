@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -103,6 +102,8 @@ def _is_table(hint: object) -> typing.TypeGuard[type[Any]]:
 
 
 def _read_toml(path: Path) -> dict[str, object]:
+    import tomllib  # most processes have no such file
+
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SettingsError(f"settings file {path} is larger than {MAX_FILE_BYTES} bytes; is it the right file?")

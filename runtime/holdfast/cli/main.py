@@ -1,7 +1,7 @@
 """`holdfast`: finds the sub-command, runs it, and turns errors into a message and an exit code.
 
-Sub-commands come from the entry-point group `holdfast.commands`; a dot in a name makes a group. This is one of the
-three doors where unknown errors are caught: they are logged in full and shown as an internal error.
+Sub-commands come from `commands.py`; a dot in a name makes a group. This is one of the three doors where unknown errors
+are caught: they are logged in full and shown as an internal error.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
 
 from holdfast import __version__
 from holdfast.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Command
+from holdfast.cli.commands import known_commands, load_object
 from holdfast.cli.logs import set_up_logging
 from holdfast.errors import HoldfastError, MissingExtraError, SettingsError, UsageError
 
-ENTRY_POINT_GROUP = "holdfast.commands"
 GROUPS = {
     "agent": "the enrolled device: enrol, run, status",
     "bundle": "pack, verify and inspect a model bundle; whether a model can be trained",
@@ -85,8 +84,8 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     parser.set_defaults(parser=parser)
-    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     words = [word for word in arguments if not word.startswith("-")]
+    found = known_commands(words)
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name in sorted({name.split(".")[0] for name in found}):
         if words and words[0] != name:
@@ -124,7 +123,7 @@ def _log_level() -> str:
 
 
 def _add_group(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], group: str, found: dict[str, EntryPoint]
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], group: str, found: dict[str, str]
 ) -> None:
     caption = GROUPS.get(group, "")
     parser = subparsers.add_parser(group, help=caption, description=caption)
@@ -135,9 +134,9 @@ def _add_group(
             _add_command(members, name.split(".", 1)[1], found[name])
 
 
-def _add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, point: EntryPoint) -> None:
+def _add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, where: str) -> None:
     try:
-        command = point.load()
+        command = load_object(where)
     except ModuleNotFoundError as error:
         missing = missing_extra(error)
         if missing is None:
@@ -145,7 +144,7 @@ def _add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         subparsers.add_parser(name, help=f"(not installed: {missing})")
         return
     if not isinstance(command, Command):
-        raise RuntimeError(f"entry point {point.value} is not a Command")
+        raise RuntimeError(f"entry point {where} is not a Command")
     parser = subparsers.add_parser(
         name,
         help=command.help,

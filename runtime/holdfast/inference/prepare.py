@@ -13,7 +13,7 @@ from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.row_mixing import is_bounded, mixing_of
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
 from holdfast.inference.tensors import STRING, Array, TensorSpec, numpy_dtype
-from holdfast.inference.traits import Traits
+from holdfast.inference.traits import Traits, median
 
 WARM_RUNS, TIMED_RUNS = 2, 5  # the first run of a session plans its memory
 MAX_SMALLEST_ELEMENTS = 2**24  # a model whose smallest input is larger is not run for timing
@@ -71,4 +71,4 @@ def _run_s(session: ModelSession, inputs: dict[str, Array], elements: int, clock
                 break  # slow enough to be sure
     except HoldfastError:
         return None
-    return float(np.median(times[WARM_RUNS:] or times))
+    return median(times[WARM_RUNS:] or times)

@@ -25,7 +25,7 @@ from holdfast.inference.row_shapes import ROWS, MixedRowsError, Tensor
 from holdfast.inference.row_sizes import numbers_of
 from holdfast.inference.session import ModelSession
 from holdfast.inference.tensors import BFLOAT16_NAME, STRING, Array, TensorSpec
-from holdfast.inference.traits import Mixing
+from holdfast.inference.traits import Mixing, median
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # a batch is padded by half of its rows at most
 PROBE_BUDGET_S = 0.25  # per model at load; a model so slow that this ends early gains little from batches anyway
@@ -126,7 +126,7 @@ class _Prober:
 
     @property
     def _run_s(self) -> float:
-        return float(np.median(self._times))
+        return median(self._times)
 
     def _try(self, bucket: int) -> float:
         """Seconds of the faster of two runs of a bucket: rows in order, then each at another place."""

@@ -7,15 +7,17 @@ files have none) is an error inside the answer, and the stream goes on. Source: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from google.protobuf.descriptor import FileDescriptor
 
-from holdfast.serving import reflection_v1_pb2, reflection_v1alpha_pb2
+from holdfast.serving import health_pb2, oip_pb2, reflection_v1_pb2, reflection_v1alpha_pb2
 from holdfast.serving.oip import parse
 
 NOT_FOUND = 5  # of google.rpc.Code
 UNIMPLEMENTED = 12
 MAX_NAME_CHARS = 200  # of a question's own words in its answer
+REFLECTED = (oip_pb2, health_pb2, reflection_v1_pb2, reflection_v1alpha_pb2)
 
 
 class Reflection:
@@ -23,8 +25,8 @@ class Reflection:
 
     def __init__(self, files: Sequence[FileDescriptor]) -> None:
         self._services = sorted(service.full_name for file in files for service in file.services_by_name.values())
-        self._by_name = {file.name: _serialized(file) for file in files}
-        self._by_symbol = {symbol: _serialized(file) for file in files for symbol in _symbols(file)}
+        self._by_name = {file.name: bytes(file.serialized_pb) for file in files}  # made anew at each look: look once
+        self._by_symbol = {symbol: self._by_name[file.name] for file in files for symbol in _symbols(file)}
 
     def answer_v1(self, data: bytes) -> bytes:
         """The bytes of a v1 ServerReflectionResponse. Raises RequestError: not a request."""
@@ -63,8 +65,10 @@ class Reflection:
             answer.error_response.error_message = f"not found: {name[:MAX_NAME_CHARS]}"
 
 
-def _serialized(file: FileDescriptor) -> bytes:
-    return bytes(file.serialized_pb)
+@cache
+def own_reflection() -> Reflection:
+    """The reflection of this server's own calls, made once."""
+    return Reflection([module.DESCRIPTOR for module in REFLECTED])
 
 
 def _symbols(file: FileDescriptor) -> list[str]:

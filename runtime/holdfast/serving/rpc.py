@@ -17,13 +17,12 @@ from google.protobuf.message import Message
 from holdfast.clock import Clock
 from holdfast.errors import DeadlineError, HoldfastError, UnsupportedError
 from holdfast.inference.tensors import TensorResponse
-from holdfast.serving import health_pb2, oip, oip_pb2, reflection_v1_pb2, reflection_v1alpha_pb2
+from holdfast.serving import oip, oip_pb2
 from holdfast.serving.authorisation import Action, Caller, bearer_token
 from holdfast.serving.control import Control, Value
 from holdfast.serving.health import Health
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.protocols import OnLeave
-from holdfast.serving.reflection import Reflection
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
 from holdfast.serving.status import status_of
@@ -33,7 +32,6 @@ HEALTH = "/grpc.health.v1.Health/"
 REFLECTION_V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 REFLECTION_V1ALPHA = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 MODEL_INFER = SERVICE + "ModelInfer"
-REFLECTED = (oip_pb2, health_pb2, reflection_v1_pb2, reflection_v1alpha_pb2)
 TRACEPARENT = "traceparent"
 _CUDA = "CUDA shared memory (models run on the CPU)"
 NOT_OFFERED = {
@@ -106,7 +104,6 @@ class RpcTable:
         self._service = service
         self._clock = clock
         health = Health(service, (SERVICE.strip("/"), HEALTH.strip("/")))
-        reflection = Reflection([module.DESCRIPTOR for module in REFLECTED])
         self._calls: dict[str, Call] = {
             MODEL_INFER: UnaryCall(self._model_infer),
             SERVICE + "ModelStreamInfer": StreamCall(self._stream_infer),
@@ -115,8 +112,8 @@ class RpcTable:
             SERVICE + "ModelReady": UnaryCall(self._model_ready),
             HEALTH + "Check": UnaryCall(lambda data, _context: health.check(data)),
             HEALTH + "Watch": WatchCall(lambda data, _context, send: health.watch(data, send)),
-            REFLECTION_V1: StreamCall(self._reading(reflection.answer_v1)),
-            REFLECTION_V1ALPHA: StreamCall(self._reading(reflection.answer_v1alpha)),
+            REFLECTION_V1: StreamCall(self._reading(_reflect_v1)),
+            REFLECTION_V1ALPHA: StreamCall(self._reading(_reflect_v1alpha)),
             SERVICE + "ServerMetadata": UnaryCall(self._reading(self._server_metadata)),
             SERVICE + "ModelMetadata": UnaryCall(self._reading(self._model_metadata)),
             SERVICE + "ModelConfig": UnaryCall(self._reading(self._model_config)),
@@ -280,6 +277,18 @@ def _message(message: Message, value: Value) -> bytes:
     from google.protobuf.json_format import ParseDict
 
     return ParseDict(value, message).SerializeToString()
+
+
+def _reflect_v1(data: bytes) -> bytes:
+    from holdfast.serving.reflection import own_reflection  # few servers are ever asked: loaded at the first question
+
+    return own_reflection().answer_v1(data)
+
+
+def _reflect_v1alpha(data: bytes) -> bytes:
+    from holdfast.serving.reflection import own_reflection
+
+    return own_reflection().answer_v1alpha(data)
 
 
 def _refusal(what: str) -> Unary:
