@@ -2,15 +2,19 @@
 
 Rules: a version that cannot be loaded is UNAVAILABLE with its reason and takes nothing else down; where it was served
 before, what was loaded then goes on; files are first loaded in a disposable child process. A change of versions is one
-assignment in the pool, so that no request fails. Never on a serving loop's thread: everything here waits.
+assignment in the pool, so that no request fails. Never on a serving loop's thread: everything here waits. At the start
+as many trials run at a time as there are cores; later one, for the sake of those who are served meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
@@ -40,8 +44,11 @@ LOADING = "LOADING"
 UNAVAILABLE = "UNAVAILABLE"
 UNLOADED = "unloaded"
 MAX_REASON_CHARS = 500
+MAX_AT_ONCE = 4  # trials: each is a process of 60 MB before it has a model
 
 Prepare = Callable[[ModelSource, ModelSettings], ModelSession]
+
+_preparing = threading.Lock()  # of this process: how long a model's runs take is measured with no other beside it
 
 
 def prepare_safely(
@@ -57,7 +64,8 @@ def prepare_safely(
     options = SessionOptions(settings.threads, spinning=settings.spinning, shared_threads=shared_threads)
     memory_bytes = settings.trial_memory_mib * 1024**2
     run_trial(source, memory_bytes=memory_bytes, timeout_s=settings.trial_timeout_s, options=options)
-    return prepare_session(source, options, cache=cache)
+    with _preparing:
+        return prepare_session(source, options, cache=cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +79,20 @@ class _Loaded:
 
 
 class FolderRepository:
-    """A ModelRepository over a folder. Thread-safe; one model is loaded at a time."""
+    """A ModelRepository over a folder. Thread-safe; but for `load_all`, one model is loaded at a time.
 
-    def __init__(self, root: Path, pool: ModelPool, prepare: Prepare = prepare_safely) -> None:
+    Args:
+        prepare: makes a session of a model's bytes; called from several threads at a time.
+        at_once: how many models `load_all` works on at a time; None = one for each core, up to MAX_AT_ONCE.
+    """
+
+    def __init__(
+        self, root: Path, pool: ModelPool, prepare: Prepare = prepare_safely, *, at_once: int | None = None
+    ) -> None:
         self._root = root
         self._pool = pool
         self._prepare = prepare
+        self._at_once = at_once or min(MAX_AT_ONCE, len(os.sched_getaffinity(0)))
         self._turn = threading.Lock()
         self._states: dict[str, dict[int, VersionState]] = {}
         self._loaded: dict[str, dict[int, _Loaded]] = {}
@@ -93,8 +109,10 @@ class FolderRepository:
         Raises:
             ModelError: the folder itself cannot be read.
         """
-        for name in scan(self._root):
-            self._try(name)
+        with self._turn:
+            folders = scan(self._root)
+            with ThreadPoolExecutor(self._at_once, "load") as crew:
+                list(crew.map(partial(_try, self._load), folders.values()))  # none touches what is another model's
 
     def poll(self) -> None:
         """Load what is new or has changed since it was loaded, and unload what is gone. What was unloaded stays so.
@@ -105,7 +123,7 @@ class FolderRepository:
         found = scan(self._root)
         for name, folder in found.items():
             if self._seen.get(name) != fingerprint(folder):
-                self._try(name)
+                _try(lambda found: self.load(found.name), folder)
         for name in set(self._loaded) - set(found):
             self.unload(name)
             del self._states[name], self._seen[name]
@@ -121,7 +139,6 @@ class FolderRepository:
             folder = scan(self._root).get(name)
             if folder is None:
                 raise UnknownModelError(f"failed to load '{name[:MAX_TOLD_CHARS]}', no such model in the repository")
-            self._seen[name] = fingerprint(folder)
             self._load(folder)
 
     def unload(self, name: str) -> None:
@@ -140,14 +157,9 @@ class FolderRepository:
             logger.info("model unloaded", extra={"model": name})
             give_back()
 
-    def _try(self, name: str) -> None:
-        try:
-            self.load(name)
-        except HoldfastError as error:
-            logger.warning("model not loaded", extra={"model": name, "reason": _printable(error)})
-
     def _load(self, folder: ModelFolder) -> None:
         name = folder.name
+        self._seen[name] = fingerprint(folder)
         before = self._loaded.get(name, {})
         try:
             settings = settings_of(folder)
@@ -207,6 +219,13 @@ class FolderRepository:
             return replace(before, labels=labels, session=before.session.labelled(labels))
         session = self._prepare(source, settings)
         return _Loaded(source.digest, settings, labels, session.labelled(labels) if labels else session)
+
+
+def _try(load: Callable[[ModelFolder], None], folder: ModelFolder) -> None:
+    try:
+        load(folder)
+    except HoldfastError as error:
+        logger.warning("model not loaded", extra={"model": folder.name, "reason": _printable(error)})
 
 
 def _unavailable(name: str, number: int, error: HoldfastError) -> VersionState:
