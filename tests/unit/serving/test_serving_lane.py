@@ -131,12 +131,15 @@ class Writer:
         self._encoder = hpack.Encoder()
         self._stream_id = -1
 
-    def call(self, message: bytes, *more: tuple[str, str]) -> bytes:
+    def call(self, message: bytes, *more: tuple[str, str], cut: int = 1 << 14) -> bytes:
         self._stream_id += 2
         literals = [hpack.NeverIndexedHeaderTuple(*each) for each in more]
         block = self._encoder.encode([*FIELDS, *literals], huffman=False)
         body = framed_prefix(len(message)) + message
-        return frame(HEADERS, END_HEADERS, self._stream_id, block) + frame(0, END_STREAM, self._stream_id, body)
+        pieces = [body[at : at + cut] for at in range(0, len(body), cut)]
+        *first, last = (frame(0, 0, self._stream_id, piece) for piece in pieces)
+        ended = last[:4] + bytes((END_STREAM,)) + last[5:]
+        return b"".join((frame(HEADERS, END_HEADERS, self._stream_id, block), *first, ended))
 
     @property
     def stream_id(self) -> int:
@@ -287,11 +290,14 @@ def test_more_calls_than_may_be_in_flight_are_refused(session: ModelSession) -> 
     assert written.count(b"grpc-status\x018") == 1
 
 
-def test_lane_takes_what_it_is_made_for(benches: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", [1 << 14, 50])
+def test_lane_takes_what_it_is_made_for(
+    benches: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
     bench, writer = benches[0], Writer()
     monkeypatch.setattr(Http2Peer, "infer", lambda *_: pytest.fail("a plain call went the whole way"))
 
     for turn in range(3):
         more = (("grpc-timeout", f"{turn + 1}S"), ("traceparent", TRACE))
-        bench.peer.receive(writer.call(message_of(3, f"r{turn}"), *more))
+        bench.peer.receive(writer.call(message_of(3, f"r{turn}"), *more, cut=cut))
         assert b"grpc-status\x010" in bench.turn()

@@ -39,6 +39,7 @@ from holdfast.serving.routes import HttpResponse
 from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, is_traceparent
 from holdfast.serving.status import status_of
 
+LANE_BYTES = 65_536  # of a body: larger ones are not copied once more
 CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 
 
@@ -207,7 +208,12 @@ class Http2Peer:
 
         def finish(body: bytes | bytearray | memoryview) -> None:
             if stream.head.path == MODEL_INFER:
-                self.infer(stream, body)
+                note = self._note_of(stream.shape)
+                if note.is_plain and len(body) <= LANE_BYTES:
+                    self._backend.lane.calls.append((self, stream, bytes(body), note))
+                    self._backend.tick.touch(self)
+                else:
+                    self.infer(stream, body)
             else:
                 self._unary(stream, call, body)
 
@@ -228,6 +234,9 @@ class Http2Peer:
             owner.dropped()
 
     # gRPC.
+
+    def _note_of(self, shape: Shape) -> Note:
+        return shape.note or self._noted(shape)  # type: ignore[return-value]  # nobody else writes notes
 
     def _noted(self, shape: Shape) -> Note:
         """Note of a shape, once, whether calls of it are plain ones that this caller may make."""
@@ -251,7 +260,7 @@ class Http2Peer:
 
         def decode() -> InferCall:
             max_bytes = backend.options.max_message_bytes
-            if self._noted(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES:
+            if self._note_of(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES:
                 call = backend.codec.decode(body)
                 if call is not None:
                     return call
