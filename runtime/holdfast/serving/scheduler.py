@@ -17,7 +17,7 @@ Not here: decoding, taps, authorisation.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -391,7 +391,7 @@ class ModelScheduler:
         try:
             return responses(model, requests, run_together(model.session, requests, rows, stop))
         except Exception:  # a door: our bug must cost neither the thread nor anybody's answer
-            error_id = secrets.token_hex(8)
+            error_id = os.urandom(8).hex()
             logger.exception("run failed", extra={"error_id": error_id})
             return [HoldfastError(f"internal error; the log holds it under id {error_id}")] * len(requests)
 

@@ -8,7 +8,7 @@ RESOURCE_EXHAUSTED / 429.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from dataclasses import dataclass
 
 from holdfast.errors import (
@@ -66,6 +66,6 @@ def status_of(error: BaseException) -> Status:
     for kind, grpc, http in STATUS_OF:
         if isinstance(error, kind):
             return Status(grpc, http, str(error), error.code)
-    error_id = secrets.token_hex(8)
+    error_id = os.urandom(8).hex()
     logger.error("internal error", exc_info=error, extra={"error_id": error_id})
     return Status("INTERNAL", 500, f"internal error; the log holds it under id {error_id}", INTERNAL_CODE)

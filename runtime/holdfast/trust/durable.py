@@ -8,7 +8,6 @@ one owner of a folder, at its start.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +74,8 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def _write(path: Path, data: bytes, mode: int, publish: Callable[[str, Path], None]) -> None:
+    import tempfile  # a server that writes nothing does without
+
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=LEFTOVER_SUFFIX, dir=path.parent)
         try:
