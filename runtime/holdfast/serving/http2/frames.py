@@ -1,6 +1,6 @@
 """HTTP/2 frames (RFC 9113 4 and 6): types, flags, and the bytes of those we send.
 
-Rules: nothing here knows a connection's state. Reading happens in `connection.py`, where a frame's header is checked
+Rules: nothing here knows a connection's state. Reading happens in `receiver.py`, where a frame's header is checked
 against that state before its payload is waited for.
 """
 
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from enum import IntEnum
 
-from holdfast.serving.http2.errors import ErrorCode
+from holdfast.serving.http2.errors import ConnectionFault, ErrorCode
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
 
@@ -59,6 +59,13 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
 
 
 SETTINGS_ACK = frame(SETTINGS, ACK, 0)
+
+
+def unpadded(payload: bytes | memoryview) -> bytes | memoryview:
+    """RFC 9113 6.1: the first octet says how many at the end are padding. Raises: ConnectionFault."""
+    if not len(payload) or payload[0] >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+    return payload[1 : len(payload) - payload[0]]
 
 
 def ping(data: bytes, *, ack: bool) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
 
 from holdfast.serving.http2.heads import RequestHead, Varied
@@ -62,6 +63,7 @@ class Stream:
 
 
 Event = tuple[Kind, Stream, "bytes | memoryview"]
+Handler = Callable[[int, int, "bytes | memoryview", "list[Event]"], None]  # of a frame: flags, stream, payload
 
 
 class HeaderBlock:
