@@ -15,7 +15,7 @@ from holdfast.author.reference import Samples, batch_mixing, find_scores, golden
 from holdfast.author.rehearsal import rehearse
 from holdfast.autodiff.brought import build_around
 from holdfast.autodiff.build import StepOptions, StepPlan, TrainingGraphs, build_graphs, make_plan
-from holdfast.autodiff.externalise import split_weights
+from holdfast.autodiff.externalise import SplitModel, split_weights
 from holdfast.autodiff.parameters import layout_of
 from holdfast.autodiff.reading import parse_model
 from holdfast.bundle.files import (
@@ -35,6 +35,7 @@ from holdfast.bundle.golden import GoldenSet, write_golden
 from holdfast.bundle.manifest import (
     ChangeEnvelope,
     FileEntry,
+    GradientCheck,
     Manifest,
     Parameter,
     Runtime,
@@ -138,7 +139,6 @@ def pack(
         CARD_FILE: (facts.card or _card(facts, profile)).encode(),
         **(_graph_files(graphs) if graphs else {}),
     }
-    is_brought = training is not None and bool(training.step_graph)
     manifest = Manifest(
         name=facts.name,
         version=facts.version,
@@ -151,7 +151,7 @@ def pack(
         batch_mixing=batch_mixing(session, samples),
         parameters=_parameters(split.layout),
         training=contract,
-        gradient_check=check_of(graphs, split, samples, is_brought=is_brought) if graphs else None,
+        gradient_check=_checked(training, graphs, split, samples),
         lineage=None,
         change_envelope=ChangeEnvelope(float(facts.max_update_norm)),
         owner=facts.owner,
@@ -224,6 +224,15 @@ def _contract(plan: TrainingPlan) -> Training:
         gradient_clip=float(plan.gradient_clip or 0.0) if options.clip else None,
         step_graph=BROUGHT if plan.step_graph else BUILT,
     )
+
+
+def _checked(
+    plan: TrainingPlan | None, graphs: TrainingGraphs | None, split: SplitModel, samples: Samples
+) -> GradientCheck | None:
+    """The self-check of the gradients; None for a model that is only served."""
+    if plan is None or graphs is None:
+        return None
+    return check_of(graphs, split, samples, is_brought=bool(plan.step_graph))
 
 
 def _graph_files(graphs: TrainingGraphs) -> dict[str, bytes]:
