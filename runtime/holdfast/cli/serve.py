@@ -115,6 +115,7 @@ def _serve_source(
     source: ModelSource,
 ) -> int:
     from holdfast.inference.graph_cache import GraphCache
+    from holdfast.inference.memory import settle
     from holdfast.inference.pool import ModelPool
     from holdfast.inference.prepare import prepare_session
     from holdfast.inference.session import SessionOptions, share_threads
@@ -122,6 +123,7 @@ def _serve_source(
     from holdfast.serving.repository_folder import read_labels
     from holdfast.serving.server import Server
 
+    settle()
     name = _name_of(arguments)
     labels = () if arguments.labels is None else read_labels(arguments.labels)
     if settings.shared_threads:

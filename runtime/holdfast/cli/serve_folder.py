@@ -24,6 +24,7 @@ IDLE_S = 3_600.0
 def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, options: ServerOptions) -> int:
     """Serve the models of a folder until a signal."""
     from holdfast.inference.graph_cache import GraphCache
+    from holdfast.inference.memory import settle
     from holdfast.inference.pool import ModelPool
     from holdfast.inference.session import share_threads
     from holdfast.lifecycle import Stop, stop_on_signals
@@ -31,6 +32,7 @@ def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, optio
     from holdfast.serving.repository_folder import root_of
     from holdfast.serving.server import Server
 
+    settle()
     if arguments.name is not None:
         raise UsageError("--name goes with a file; in a folder of models each folder is a name")
     if arguments.labels is not None:

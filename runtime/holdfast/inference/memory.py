@@ -10,6 +10,15 @@ import ctypes
 import gc
 
 
+def settle() -> None:
+    """Let the collector pass over what exists now: the program itself. Call it before models are loaded.
+
+    Otherwise every full collection, also that of `give_back`, walks through 200,000 objects of imported modules and
+    keeps every request waiting for 15 ms.
+    """
+    gc.freeze()
+
+
 def give_back() -> None:
     """Collect dead sessions, then let the C library return its free pages (malloc_trim(3))."""
     gc.collect()

@@ -9,6 +9,7 @@ Why a process and not a thread: neither a hang inside ONNX Runtime nor its memor
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from holdfast.errors import TrialError
 from holdfast.inference.session import ModelSource, SessionOptions
 from holdfast.inference.tensors import Array, TensorSpec
 
+NICE = 10  # a trial takes only what serving leaves
 DEFAULT_MEMORY_BYTES = 2 * 1024**3  # 2 GiB beyond the interpreter: room for the largest model an edge node serves
 DEFAULT_TIMEOUT_S = 60.0  # a 50 MB model loads in 0.3 s; slow flash and a busy core get two orders of margin
 MAX_ANSWER_BYTES = 262_144  # 256 KiB: a few hundred tensor names; the child's file cannot grow past it
@@ -141,6 +143,8 @@ def _run_child(question: io.BufferedRandom, answer: io.BufferedRandom, timeout_s
         start_new_session=True,  # Ctrl-C in the terminal goes to us; we end the child
     )
     try:
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
         return child.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return None

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ ACCEPT_PAUSE_S = 0.1  # after the system refused us a connection (out of file de
 HANDSHAKE_TIMEOUT_S = 10.0
 WORKERS = 8  # for slow calls and messages of streams
 DRAIN_POLL_S = 0.05
+SWITCH_S = (
+    5e-4  # how long a thread that loads a model may keep the interpreter while a request waits; Python's own: 5 ms
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,13 @@ class NativeFront:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
-        with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._main())
+        before_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            with contextlib.closing(self._loop):
+                self._loop.run_until_complete(self._main())
+        finally:
+            sys.setswitchinterval(before_s)
 
     async def _main(self) -> None:
         for listener in self._listeners:
