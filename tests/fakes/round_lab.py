@@ -93,7 +93,7 @@ def learning_bundle(keys: bundles.Keys, *, max_update_norm: float = 1_000.0) -> 
         tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-    graphs = build_graphs(model, batch=BATCH, classes=CLASSES)
+    graphs = build_graphs(model, batch=BATCH)
     split = split_weights(model, layout=graphs.layout)
     files = bundles.bundle_files()
     x = np.zeros((2, INPUTS), dtype=np.float32)
