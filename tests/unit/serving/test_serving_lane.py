@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.fakes.clock import FakeClock
+from tests.fakes.wire import Wire
 
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.prepare import prepare_session
@@ -66,20 +67,6 @@ class Tap:
 
     def on_response(self, event: TapEvent) -> None:
         self.events.append(event)
-
-
-class Wire:
-    """What the server wrote."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.is_closed = False
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def close(self) -> None:
-        self.is_closed = True
 
 
 class Bench:

@@ -23,6 +23,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.http2_client import GRPC, Http2Client
 from tests.fakes.serving import INFER, TIMEOUT_S, call, exchange, http_infer, pool_of, running, serving, status_of
 from tests.fakes.tls_site import Site
+from tests.fakes.wire import Wire
 
 from holdfast.errors import UsageError
 from holdfast.inference.tensors import TensorRequest, TensorResponse
@@ -408,26 +409,6 @@ def test_unusable_certificate_is_named(tmp_path: Path) -> None:
 
 
 # Slow peers: the clock is the test's, and `check` is called as the front's sweep would.
-
-
-class Wire:
-    """A link that keeps what is written."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.is_closed = False
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
 
 
 @pytest.fixture

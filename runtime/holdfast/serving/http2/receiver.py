@@ -144,10 +144,9 @@ class Receiver:
         return at + len(piece)
 
     def _read_quick(self, buffer: bytes, at: int, events: list[Event]) -> int:
-        """Frames of short requests: a head like one that was read before, and the whole body, behind it or a bit later.
+        """Frames of short requests: a head like one that was read before, and the whole body behind it or a bit later.
 
-        Most of what a busy client sends, at a third of the price. Returns where they end in the buffer: at the first
-        frame of anything else, and of whatever may be wrong, which then goes the long way.
+        Returns where they end in the buffer: whatever else comes, or may be wrong, goes the long way from there.
         """
         register, shapes, limits = self._register, self._heads.shapes, self._limits
         streams, turn, last_id, refuse_above = register.streams, register.turn, register.last_id, register.refuse_above
