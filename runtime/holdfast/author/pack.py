@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from holdfast.author.gradient import check_of
 from holdfast.author.reference import Samples, batch_mixing, find_scores, golden_rows, measure_profile, run_rows
-from holdfast.author.rehearsal import rehearse
+from holdfast.author.rehearsal import refuse_bad_samples, rehearse
 from holdfast.autodiff.brought import build_around
 from holdfast.autodiff.build import StepOptions, StepPlan, TrainingGraphs, build_graphs, make_plan
 from holdfast.autodiff.externalise import SplitModel, split_weights
@@ -124,7 +124,10 @@ def pack(
     split = split_weights(model_bytes, layout=graphs.layout if graphs else _frozen_layout(model_bytes))
     source = ModelSource(split.skeleton, {WEIGHTS_FILE: split.weights} if split.weights else {})
     session = load_session(source)
+    takes = tuple(_tensor(spec) for spec in session.inputs)
     outputs = run_rows(session, samples)
+    if contract is not None:
+        refuse_bad_samples(samples, takes, contract)
     is_classifier = contract is None or contract.loss.name == SOFTMAX_CROSS_ENTROPY
     scores = find_scores(outputs, facts.labels) if is_classifier else None
     edges, profile = measure_profile(samples, outputs, scores, facts.labels)
@@ -143,7 +146,7 @@ def pack(
         name=facts.name,
         version=facts.version,
         files=file_entries(files),
-        inputs=tuple(_tensor(spec) for spec in session.inputs),
+        inputs=takes,
         outputs=tuple(_tensor(spec) for spec in session.outputs),
         labels=facts.labels,
         scores=scores,
@@ -223,6 +226,7 @@ def _contract(plan: TrainingPlan) -> Training:
         proximal_mu=float(plan.proximal_mu or 0.0) if options.proximal else None,
         gradient_clip=float(plan.gradient_clip or 0.0) if options.clip else None,
         step_graph=BROUGHT if plan.step_graph else BUILT,
+        lowerings=dict(options.lowerings),
     )
 
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from holdfast.author.reference import Samples
-from holdfast.learn.data import Array, DataContract, LocalDataset
+from holdfast.bundle.manifest import Tensor
+from holdfast.bundle.training import Training
+from holdfast.learn.data import LABELS_NAME, Array, DataContract, LocalDataset
 from holdfast.learn.device_check import check_on_device
-from holdfast.learn.trainable import open_trainable
+from holdfast.learn.trainable import data_contract, open_trainable
 
 SEED = 0
+
+
+def refuse_bad_samples(samples: Samples, inputs: Sequence[Tensor], training: Training) -> None:
+    """Hold the reference data of a model that learns against what its devices' samples must be, row by row.
+
+    Raises: DatasetError: naming the array and the first row, as a device would.
+    """
+    contract = data_contract(inputs, training)
+    labels: Array | None = samples.labels
+    if labels is None or contract.target_shape is not None:
+        labels = _labels(contract, samples.rows)
+    LocalDataset.from_arrays({**samples.inputs, LABELS_NAME: labels}, contract)
 
 
 def rehearse(container: bytes, samples: Samples) -> None:
@@ -20,7 +36,7 @@ def rehearse(container: bytes, samples: Samples) -> None:
     opened = open_trainable(container)
     rows = np.arange(max(1, opened.training.batch - 1)) % samples.rows  # one row less, so that padding is in it
     arrays: dict[str, Array] = {spec.name: samples.inputs[spec.name][rows] for spec in opened.contract.inputs}
-    arrays["y"] = _labels(opened.contract, len(rows))
+    arrays[LABELS_NAME] = _labels(opened.contract, len(rows))
     check_on_device(opened, LocalDataset.from_arrays(arrays, opened.contract))
 
 

@@ -27,6 +27,7 @@ BUILT, BROUGHT = "built", "brought"  # where the step graph comes from
 
 MAX_BATCH = 65_536
 MAX_ACCUMULATE = 65_536
+MAX_LOWERINGS = 4_096  # forms of nodes; the deepest nets have some tens
 MAX_CLASSES = 1_048_576  # the largest vocabularies have a quarter of it
 BELOW_ONE = math.nextafter(1.0, 0.0)
 TINY = 1e-30  # the smallest of what must be positive
@@ -109,6 +110,8 @@ class Training:
     statistics: running values of normalisations, which a step updates without a gradient: trainable parameters where
     they are averaged, fixed ones where they stay local.
     step_graph: "built" by Holdfast, or "brought" by the author, who made it with another tool.
+    lowerings: (form of nodes) to the way in which their gradients are written, where the author's machine measured
+    another than the rules take; for readers, as the graphs have it in them.
     """
 
     loss: Recipe
@@ -123,6 +126,7 @@ class Training:
     gradient_clip: float | None = None
     statistics: tuple[str, ...] = ()
     step_graph: str = BUILT
+    lowerings: Mapping[str, str] = field(default_factory=dict)
 
 
 def recipe_named(kind: str, text: str) -> Recipe:
@@ -161,6 +165,7 @@ def read_training(value: object, where: str) -> Training:
         gradient_clip=fields.optional("gradient_clip", _not_negative),
         statistics=fields.each("statistics", _name, maximum=65_536),
         step_graph=fields.choice("step_graph", (BUILT, BROUGHT)),
+        lowerings=fields.inner("lowerings", _lowerings),
     )
     if (training.loss.name == SOFTMAX_CROSS_ENTROPY) != (training.classes > 0):
         raise BundleError(f"{where}.classes is {training.classes}, which the loss {training.loss.name} does not have")
@@ -212,6 +217,15 @@ def _parsed(text: str, setting: Setting, where: str) -> object:
         return int(text) if isinstance(setting.default, int) else float(text)
     except ValueError as error:
         raise BundleError(f"{where} must be a number, got {text[:100]!r}") from error
+
+
+def _lowerings(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_LOWERINGS:
+        raise BundleError(f"{where} must be an object of at most {MAX_LOWERINGS} keys")
+    for text in (*value, *value.values()):  # shown to whoever approves the bundle
+        if not _name(text, where).isprintable():
+            raise BundleError(f"{where} must hold printable characters only")
+    return {str(form): str(way) for form, way in value.items()}
 
 
 def _not_negative(value: object, where: str) -> float:

@@ -269,24 +269,13 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from holdfast.cli.manifest_text import manifest_lines
+
     bundle = _read(arguments.bundle)
-    manifest = bundle.manifest
     if arguments.json:
         print(json.dumps({"digest": bundle.digest, "manifest": json.loads(bundle.manifest_bytes)}))
         return EXIT_OK
-    print(f"{manifest.name} {manifest.version}   digest {bundle.digest}")
-    print(f"owner    {manifest.owner}\npurpose  {manifest.purpose}")
-    for what, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
-        for tensor in tensors:
-            shape = ", ".join("?" if size is None else str(size) for size in tensor.shape)
-            print(f"{what:8} {tensor.name} {tensor.dtype}[{shape}]")
-    learning = sum(parameter.size_bytes for parameter in manifest.parameters if parameter.trainable) // 4
-    print(f"weights  {sum(each.size_bytes for each in manifest.parameters) // 4}, of which {learning} may learn")
-    print(f"change   at most {manifest.change_envelope.max_update_norm:g} (L2) from the author's weights")
-    if manifest.lineage is not None:
-        print(f"lineage  run {manifest.lineage.run_id}, ancestor {manifest.lineage.ancestor_digest[:16]}")
-    for name in sorted(manifest.files):
-        print(f"file     {name}  {manifest.files[name].size_bytes} bytes")
+    print("\n".join(manifest_lines(bundle.manifest, bundle.digest)))
     print("this shows what is in the file; whether to trust it: holdfast bundle verify", file=sys.stderr)
     return EXIT_OK
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.bundle.files import ACCUMULATE_GRAPH, APPLY_GRAPH, EVALUATE_GRAPH, TRAIN_GRAPH, WEIGHTS_FILE
-from holdfast.bundle.manifest import Manifest
+from holdfast.bundle.manifest import Manifest, Tensor
 from holdfast.bundle.training import BINARY_CROSS_ENTROPY, Training
 from holdfast.bundle.verify import UnverifiedBundle, read_bundle
 from holdfast.clock import Clock
@@ -62,7 +62,7 @@ def open_trainable(
     trainer = Trainer(files[TRAIN_GRAPH], files[EVALUATE_GRAPH], layout, options, clock, accumulation)
     weights = layout.weights_from_bytes(files[WEIGHTS_FILE])
     return TrainableBundle(
-        bundle, manifest.training, layout, trainer, data_contract(manifest, manifest.training), weights
+        bundle, manifest.training, layout, trainer, data_contract(manifest.inputs, manifest.training), weights
     )
 
 
@@ -72,9 +72,9 @@ def _accumulation(training: Training, files: Mapping[str, bytes]) -> Accumulatio
     return Accumulation(files[ACCUMULATE_GRAPH], files[APPLY_GRAPH], training.accumulate)
 
 
-def data_contract(manifest: Manifest, training: Training) -> DataContract:
-    """What samples must be for this model; a free axis of an input counts as 1."""
-    inputs = tuple(InputContract(t.name, t.dtype, tuple(size or 1 for size in t.shape[1:])) for t in manifest.inputs)
+def data_contract(tensors: Sequence[Tensor], training: Training) -> DataContract:
+    """What samples must be for a model with these inputs; a free axis counts as 1."""
+    inputs = tuple(InputContract(t.name, t.dtype, tuple(size or 1 for size in t.shape[1:])) for t in tensors)
     loss = training.loss
     if training.classes:
         return DataContract(inputs, training.classes, ignored_label=int(loss.number("ignore_index")))

@@ -12,10 +12,11 @@ from tests.fakes import models, served_models
 
 from holdfast.author.pack import RUNTIME_BELOW, RUNTIME_MINIMUM, ModelFacts, TrainingPlan, pack
 from holdfast.author.reference import Samples, batch_mixing, find_scores
+from holdfast.autodiff.build import StepOptions
 from holdfast.bundle.files import EVALUATE_GRAPH, TRAIN_GRAPH, WEIGHTS_FILE
 from holdfast.bundle.manifest import Scores
 from holdfast.bundle.verify import Trust, VerifiedBundle, read_bundle, verify_bundle
-from holdfast.errors import AutodiffError, BundleError, InvalidTensorError
+from holdfast.errors import AutodiffError, BundleError, DatasetError, InvalidTensorError
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.trust.keys import ECDSA_P256, PrivateKey
 from holdfast.update.layout import FlatLayout
@@ -151,6 +152,42 @@ def test_pack_without_usable_samples_is_refused(samples: Samples) -> None:
 def test_pack_of_samples_for_another_model_is_refused() -> None:
     with pytest.raises(InvalidTensorError, match="expected input; got pixels"):
         pack(MODEL, FACTS, Samples({"pixels": SAMPLES.inputs["input"]}), AUTHOR, training=None)
+
+
+@pytest.mark.parametrize(
+    ("defect", "value", "label", "message"),
+    [
+        ("nan_behind_the_first_batch", np.nan, 0, "input 'input' holds NaN or infinity in row 17"),
+        ("infinity", np.inf, 0, "input 'input' holds NaN or infinity in row 17"),
+        ("label_of_no_class", 0.0, 3, "label of row 17 is out of range"),
+        ("label_of_padding", 0.0, -1, "label of row 17 is out of range"),
+    ],
+)
+def test_pack_of_samples_that_no_device_would_learn_from_is_refused(
+    defect: str, value: float, label: int, message: str
+) -> None:
+    x, y = SAMPLES.inputs["input"].copy(), np.array(SAMPLES.labels)
+    x[17, 2], y[17] = value, label
+    samples = Samples({"input": x}, y)
+
+    with pytest.raises(DatasetError, match=message):
+        pack(MODEL, FACTS, samples, AUTHOR, training=PLAN)
+
+
+def test_pack_of_a_model_that_is_only_served_may_see_missing_values() -> None:
+    x = SAMPLES.inputs["input"].copy()
+    x[17, 2] = np.nan
+
+    assert pack(MODEL, FACTS, Samples({"input": x}), AUTHOR, training=None)
+
+
+def test_pack_writes_down_which_ways_were_chosen_by_measurement() -> None:
+    chosen = (("Gemm 4x5 5x7 7: dW", "another"),)
+
+    training = packed(TrainingPlan(batch=4, step=StepOptions(lowerings=chosen))).manifest.training
+
+    assert training is not None
+    assert training.lowerings == dict(chosen)
 
 
 def test_pack_of_garbage_is_refused() -> None:

@@ -18,7 +18,7 @@ from holdfast.errors import BundleError
 ADAM = recipe_named("optimizer", "adam:beta1=0.8")
 HUBER = recipe_named("loss", "huber:delta=0.5")
 PLAIN = bundles.manifest_of(bundles.bundle_files())
-FULL = Training(HUBER, ADAM, 4, 0, (2, 3), 3, "averaged", True, 0.1, 0.0, ("weight",), "brought")
+FULL = Training(HUBER, ADAM, 4, 0, (2, 3), 3, "averaged", True, 0.1, 0.0, ("weight",), "brought", {"Conv 4x3": "taps"})
 
 
 def with_training(training: Training) -> Manifest:
@@ -102,6 +102,9 @@ def test_recipe_with_a_defect_is_refused(kind: str, text: str, message: str) -> 
         ("statistics_of_nothing", {"statistics": ["mean"]}, "names 'mean'"),
         ("frozen_statistics", {"batch_norm": "frozen"}, "names 'weight'"),
         ("local_statistics_that_learn", {"batch_norm": "local"}, "names 'weight'"),
+        ("lowerings_as_list", {"lowerings": []}, "lowerings must be an object"),
+        ("lowering_is_number", {"lowerings": {"Conv": 1}}, "lowerings must be a name"),
+        ("lowering_that_hides_text", {"lowerings": {"Conv\x1b[2K": "taps"}}, "printable"),
         ("unknown_key", {"schedule": "cosine"}, "unknown key 'schedule'"),
     ],
 )
