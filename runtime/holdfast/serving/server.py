@@ -6,9 +6,10 @@ then closes what is left. Where it may listen, and who may do what, is decided i
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.listening import PRIVATE_MODE, SocketFile, listen_tcp, listen_unix, resolve
 from holdfast.serving.native.backend import NativeOptions
 from holdfast.serving.native.front import Calls, Listener, NativeFront
+from holdfast.serving.native.loop import LoopKind, loop_maker
 from holdfast.serving.native.tls import ServerTls, TlsFiles
 from holdfast.serving.protocols import ModelRepository, RequestTap
 from holdfast.serving.routes import Routes
@@ -85,6 +87,7 @@ class ServerOptions:
 
     front: "native" serves everything on one loop; "grpcio" is the fallback on other people's gRPC.
     memoise: of the native front: remember heads of messages; off, the same bytes go out, only later.
+    loop: of the native front.
     """
 
     listen: Address = Address("127.0.0.1", DEFAULT_PORT)
@@ -96,6 +99,7 @@ class ServerOptions:
     rules: AccessRules = OPEN
     admin_socket: Path | None = None
     front: Front = "native"
+    loop: LoopKind = "asyncio"
     tls: TlsFiles | None = None
     memoise: bool = True
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
@@ -137,12 +141,15 @@ class Server:
 
         Raises:
             UsageError: the port is in use or not ours to take, or an open port off loopback was not asked for.
+            MissingExtraError: the loop that was asked for is not installed.
         """
         options = self._options
+        make_loop = loop_maker(options.loop)
         tls = None if options.tls is None else ServerTls(options.tls)
         listeners = self._open_listeners()
         if options.front == "native":
-            self._start_native([Listener(at, of.is_admin, of.is_local, _tls_of(at, tls)) for at, of in listeners])
+            known = [Listener(at, of.is_admin, of.is_local, _tls_of(at, tls)) for at, of in listeners]
+            self._start_native(known, make_loop)
             return self.addresses[0]
         self._start_doors(listeners, tls)
         return self.addresses[0]
@@ -210,7 +217,7 @@ class Server:
         self._end_scheduler()
         self._remove_sockets()
 
-    def _start_native(self, listeners: Sequence[Listener]) -> None:
+    def _start_native(self, listeners: Sequence[Listener], make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         options = self._options
         bounds = NativeOptions(
             max_message_bytes=options.max_message_bytes,
@@ -219,7 +226,7 @@ class Server:
             http1=HttpLimits(max_body_bytes=options.max_message_bytes),
             memoise=options.memoise,
         )
-        self._native = NativeFront(self._calls(), self._clock, bounds)
+        self._native = NativeFront(self._calls(), self._clock, bounds, make_loop)
         self._native.start(listeners, self._schedule(self._native.tick.post))
 
     def _calls(self) -> Calls:

@@ -30,6 +30,11 @@ class ServingSettings:
         "600", "rights of unix sockets among the addresses: this user, also its group, or all", choices=UNIX_MODES
     )
     front: str = setting("native", "grpcio is the fallback, many times slower", choices=("native", "grpcio"))
+    loop: str = setting(
+        "asyncio",
+        "event loop of the native front; uvloop needs the extra holdfast[uvloop]",
+        choices=("asyncio", "uvloop"),
+    )
     tls_certificate: Path | None = setting(None, "serve TLS with this certificate chain (PEM)")  # noqa: RUF009
     tls_key: Path | None = setting(None, "and with this key (PEM)")  # noqa: RUF009
     client_authority: Path | None = setting(  # noqa: RUF009
@@ -98,6 +103,7 @@ def server_options(
         rules=_rules(settings, has_repository=has_repository),
         admin_socket=settings.admin_socket,
         front="grpcio" if settings.front == "grpcio" else "native",
+        loop="uvloop" if settings.loop == "uvloop" else "asyncio",
         tls=tls,
         scheduler=scheduler_options(settings),
         unix_mode=int(settings.unix_mode, 8),

@@ -35,6 +35,7 @@ inline_limit_ms = 9
 turn_ms = 10
 also_listen = ["127.0.0.1:0"]
 front = "grpcio"
+loop = "uvloop"
 """
 EXPECTED = ServerOptions(
     LISTEN,
@@ -43,6 +44,7 @@ EXPECTED = ServerOptions(
     max_connections=3,
     max_in_flight=4,
     front="grpcio",
+    loop="uvloop",
     scheduler=SchedulerOptions(
         max_queued=5,
         max_queued_bytes=6 * 1024**2,
@@ -113,6 +115,7 @@ def test_variable_reaches_the_table_of_an_agent(tmp_path: Path) -> None:
         ("max_queued = 0", "'max_queued' in .* is 0; allowed: 1 .. 65536"),
         ("batch_delay_ms = -1", "'batch_delay_ms' in .* allowed"),
         ("inline_limit_ms = nan", "'inline_limit_ms' in .* is nan"),
+        ('loop = "trio"', "'loop' in .* allowed: asyncio"),
         ('front = "apache"', "'front' in .* allowed: native"),
         ("also_listen = [8080]", "'also_listen' in .* must be a list of str, got 8080"),
         ("batch_delay = 1", "unknown setting 'batch_delay'"),

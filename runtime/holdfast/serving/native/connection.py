@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from typing import cast
 
 from holdfast.serving.http2.frames import PREFACE
 from holdfast.serving.native.backend import Backend, PeerFacts
@@ -42,9 +43,8 @@ class NativeConnection(asyncio.Protocol):
         self._is_closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods and not its class
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         tls = transport.get_extra_info("ssl_object")
         if isinstance(tls, ssl.SSLObject):
             facts = self._facts

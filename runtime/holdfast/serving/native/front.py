@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -64,10 +64,16 @@ class Calls:
 class NativeFront:
     """Serves gRPC and HTTP on its listeners."""
 
-    def __init__(self, calls: Calls, clock: Clock, options: NativeOptions) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        clock: Clock,
+        options: NativeOptions,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
         self._clock = clock
         self._options = options
-        self._loop = asyncio.new_event_loop()
+        self._loop = make_loop()
         codec, in_flight = InferCodec(), Gate(options.max_in_flight, "requests")
         lane = Lane(codec, calls.service, clock, options.max_in_flight)
         self.tick = Tick(self._loop, lane, in_flight)
