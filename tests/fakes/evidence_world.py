@@ -126,16 +126,16 @@ class World:
         self.enrol("s1", "south")
         self.policy("n1", "north")
         self.policy("s1", "south")
-        self.version_1 = self.bundle("1", _weights(0), "author")
+        self.version_1 = self.bundle("1", weights_of(0), "author")
         self.approve(self.version_1)
         self.assign("n1", self.version_1, 1)
         self.assign("s1", self.version_1, 1)
         self.window("n1", {"ok": 40, "HF-REQUEST-003": 2}, [0.010, 0.012, 0.020])
         self.window("s1", {"ok": 60}, [0.030, 0.040])
         self.train()
-        self.judge(_weights(0), {"n1": 70, "s1": 60})
-        self.judge(_weights(2), {"n1": 95, "s1": 90})
-        self.version_2 = self.bundle("2", _weights(2), "run", run_id=RUN_ID, parent=self.version_1)
+        self.judge(weights_of(0), {"n1": 70, "s1": 60})
+        self.judge(weights_of(2), {"n1": 95, "s1": 90})
+        self.version_2 = self.bundle("2", weights_of(2), "run", run_id=RUN_ID, parent=self.version_1)
         self.approve(self.version_2)
         self.assign("n1", self.version_2, 2)
         self.window("n1", {"ok": 10}, [0.011])
@@ -218,27 +218,34 @@ class World:
 
     def train(self) -> None:
         """Two rounds; both devices take part in the first, s1 refuses the second."""
-        first = self.offer(RUN_ID, 1, "train", self.version_1, _weights(0))
+        first = self.offer(RUN_ID, 1, "train", self.version_1, weights_of(0))
         for device_id in ("n1", "s1"):
             self.answer(device_id, first, RUN_ID, 1)
             self.update(device_id, first, RUN_ID, 1, 100, {"loss": 1.5})
         both = ("n1", "s1")
         self.add(
-            "round", RUN_ID, to_bytes(RoundRecord(RUN_ID, 1, "aggregated", "", both, both, both, _weights(1), 200))
+            "round", RUN_ID, to_bytes(RoundRecord(RUN_ID, 1, "aggregated", "", both, both, both, weights_of(1), 200))
         )
-        second = self.offer(RUN_ID, 2, "train", self.version_1, _weights(1))
+        second = self.offer(RUN_ID, 2, "train", self.version_1, weights_of(1))
         self.answer("n1", second, RUN_ID, 2)
         self.answer("s1", second, RUN_ID, 2, reason="purpose_not_allowed")
         self.update("n1", second, RUN_ID, 2, 100, {"loss": 0.7})
         one = ("n1",)
-        self.add("round", RUN_ID, to_bytes(RoundRecord(RUN_ID, 2, "aggregated", "", both, one, one, _weights(2), 100)))
+        self.add(
+            "round", RUN_ID, to_bytes(RoundRecord(RUN_ID, 2, "aggregated", "", both, one, one, weights_of(2), 100))
+        )
 
     def judge(self, weights: bytes, correct: Mapping[str, int]) -> None:
         """The run's evaluation of some weights, on 100 samples of each device, under the number of its last round."""
+        rest = {"count": 100.0, "loss": 0.5}
+        self.evaluate(weights, {device_id: {"correct": float(hits), **rest} for device_id, hits in correct.items()})
+
+    def evaluate(self, weights: bytes, found: Mapping[str, Mapping[str, float]]) -> None:
+        """An evaluation in which each device says these numbers."""
         offer = self.offer(RUN_ID, 2, "evaluate", self.version_1, weights)
-        for device_id, hits in correct.items():
+        for device_id, metrics in found.items():
             self.answer(device_id, offer, RUN_ID, 2)
-            self.update(device_id, offer, RUN_ID, 2, 100, {"correct": float(hits), "count": 100.0, "loss": 0.5})
+            self.update(device_id, offer, RUN_ID, 2, 100, metrics)
 
     def promise(self, device_id: str) -> None:
         head_seq, head_hash = self.heads[device_id]
@@ -294,7 +301,7 @@ def histogram(values: Sequence[float]) -> Histogram:
     return Histogram(s.scale, s.zero_count, s.offset, s.counts, s.count, s.sum, s.min, s.max)
 
 
-def _weights(number: int) -> bytes:
+def weights_of(number: int) -> bytes:
     return hashlib.sha256(b"weights after round %d" % number).digest()
 
 

@@ -103,6 +103,8 @@ def _text(verdict: Verdict, *, has_roots: bool) -> str:
         lines[-1] += f"latency p50 {fleet.latency.p50_s:.4g} s, p99 {fleet.latency.p99_s:.4g} s"
         for name, judged in verdict.figures.evaluation.items():
             lines.append(f"  derived: {name} accuracy {judged.accuracy.share:.4g} of {judged.accuracy.count} samples")
+        for name, lost in verdict.figures.losses.items():
+            lines.append(f"  derived: {name} loss {lost.loss:.4g} over {lost.count} labels")
     if verdict.scorecard is not None:
         lines.append(f"  derived: scorecard {verdict.scorecard.name}, worth it: {verdict.scorecard.worth_it}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ mathematics library gives the same figures.
 
 Paths (`Figures.at`) go by `/`: `fleet/latency/p99_s`, `sites/<site>/bytes_out/federated`,
 `evaluation/<name>@<version>/accuracy`; `evaluation/@first` and `@last` are the evaluated models logged first and last.
+So with `losses/<name>@<version>/loss`, for models whose predictions are numbers, and so neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.errors import FormatError
 from holdfast.evidence.layout import canonical_json
@@ -113,8 +114,22 @@ class EvaluationFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class LossFigures:
+    """What devices found for a model whose labels are numbers: the mean loss over `count` labels, and each device's.
+
+    `digest` and `order` as in `EvaluationFigures`; each device's last evaluation counts.
+    """
+
+    digest: str
+    order: int
+    loss: float
+    count: int
+    devices: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
-    """All figures of one log."""
+    """All figures of one log. `losses` is left out of the JSON while it is empty: older files know nothing of it."""
 
     entries: Mapping[str, int]
     first_utc_ns: int
@@ -124,11 +139,15 @@ class Figures:
     devices: Mapping[str, DeviceFigures]
     runs: Mapping[str, RunFigures]
     evaluation: Mapping[str, EvaluationFigures]
+    losses: Mapping[str, LossFigures] = field(default_factory=dict)
     schema: str = SCHEMA
 
     def to_json(self) -> bytes:
         """The one spelling in which figures are claimed and compared."""
-        return canonical_json(dataclasses.asdict(self))
+        fields = dataclasses.asdict(self)
+        if not self.losses:
+            del fields["losses"]
+        return canonical_json(fields)
 
     def at(self, path: str) -> Measured:
         """The figure at `path`, with its 95 % interval.
@@ -175,8 +194,9 @@ def rounded(value: float) -> float:
 
 def _step(node: object, step: str, path: str) -> object:
     if isinstance(node, Mapping):
-        if step in (FIRST, LAST) and node and all(isinstance(each, EvaluationFigures) for each in node.values()):
-            ordered = sorted(node.values(), key=lambda each: each.order)
+        judged = [each for each in node.values() if isinstance(each, EvaluationFigures | LossFigures)]
+        if step in (FIRST, LAST) and judged:
+            ordered = sorted(judged, key=lambda each: each.order)
             return ordered[0 if step == FIRST else -1]
         if step in node:
             return node[step]

@@ -21,6 +21,7 @@ from holdfast.evidence.figures import (
     EvaluationFigures,
     Figures,
     Latency,
+    LossFigures,
     RoundFigures,
     RunFigures,
     Share,
@@ -47,6 +48,7 @@ def compute_figures(entries: Sequence[Entry]) -> Figures:
     by_site: dict[str, list[_DeviceSum]] = {}
     for device_id in sorted(sums):
         by_site.setdefault(sites.get(device_id, ""), []).append(sums[device_id])
+    evaluation, losses = _evaluation(entries)
     times = [entry.recorded_utc_ns for entry in entries] or [0]
     return Figures(
         entries=_sorted(_count(entry.kind for entry in entries)),
@@ -56,7 +58,8 @@ def compute_figures(entries: Sequence[Entry]) -> Figures:
         sites={site: _activity(by_site[site]) for site in sorted(by_site)},
         devices={device_id: sums[device_id].figures(sites.get(device_id, "")) for device_id in sorted(sums)},
         runs=_runs(entries),
-        evaluation=_evaluation(entries),
+        evaluation=evaluation,
+        losses=losses,
     )
 
 
@@ -160,22 +163,30 @@ def _round(record: RoundRecord, updates: Sequence[UpdateStatement]) -> RoundFigu
     return RoundFigures(record.round, record.outcome, participants, record.sample_count, weights)
 
 
-def _evaluation(entries: Sequence[Entry]) -> dict[str, EvaluationFigures]:
+def _evaluation(entries: Sequence[Entry]) -> tuple[dict[str, EvaluationFigures], dict[str, LossFigures]]:
+    """What was judged: models whose predictions are right or wrong, and those whose labels are numbers."""
     models = {model.digest: model for model in logged_models(entries)}
     by_weights = {model.weights_sha256: model for model in models.values() if model.weights_sha256}
     offers: dict[bytes, RoundOffer] = {}
-    found: dict[tuple[str, int, str], dict[str, tuple[Share, float]]] = {}
+    rights: dict[tuple[str, int, str], dict[str, tuple[Share, float]]] = {}
+    losses: dict[tuple[str, int, str], dict[str, tuple[int, float]]] = {}
     for entry in entries:
         fact = entry.fact
         if isinstance(fact, RoundOffer):
             offers[entry.payload_sha256] = fact
         elif isinstance(fact, UpdateStatement) and entry.update is not None and entry.update.accepted:
             offer = offers.get(fact.offer_sha256)
-            measured = _metrics(fact)
-            if offer is not None and offer.handler == EVALUATE and measured is not None:
-                key = _evaluated(offer, models, by_weights, entry.index)
-                found.setdefault(key, {})[fact.device_id] = measured
-    return {label: _judged(digest, order, found[label, order, digest]) for label, order, digest in sorted(found)}
+            if offer is None or offer.handler != EVALUATE:
+                continue
+            key = _evaluated(offer, models, by_weights, entry.index)
+            if (right := _metrics(fact)) is not None:
+                rights.setdefault(key, {})[fact.device_id] = right
+            elif (loss := _loss(fact)) is not None:
+                losses.setdefault(key, {})[fact.device_id] = loss
+    return (
+        {label: _judged(digest, order, rights[label, order, digest]) for label, order, digest in sorted(rights)},
+        {label: _lost(digest, order, losses[label, order, digest]) for label, order, digest in sorted(losses)},
+    )
 
 
 def _evaluated(
@@ -211,6 +222,27 @@ def _judged(digest: str, order: int, devices: Mapping[str, tuple[Share, float]])
     loss = sum(devices[device_id][1] * shares[device_id].count for device_id in shares)
     accuracy = share_of(sum(share.hits for share in shares.values()), count)
     return EvaluationFigures(digest, order, accuracy, rounded(loss / count) if count else 0.0, shares)
+
+
+def _loss(statement: UpdateStatement) -> tuple[int, float] | None:
+    """(labels, mean loss) where labels are numbers, so that a device counts none as right; None as for `_metrics`."""
+    metrics = statement.metrics
+    count, loss = metrics.get("count", math.nan), metrics.get("loss", math.nan)
+    if "correct" in metrics or not (0 < count < 2**53 and count == int(count) and math.isfinite(loss)):
+        return None
+    return int(count), loss
+
+
+def _lost(digest: str, order: int, devices: Mapping[str, tuple[int, float]]) -> LossFigures:
+    count = sum(labels for labels, _ in devices.values())
+    loss = sum(devices[device_id][0] * devices[device_id][1] for device_id in sorted(devices)) / count
+    return LossFigures(
+        digest,
+        order,
+        rounded(loss),
+        count,
+        {device_id: rounded(devices[device_id][1]) for device_id in sorted(devices)},
+    )
 
 
 def _add(total: dict[str, int], counts: Counts) -> None:
