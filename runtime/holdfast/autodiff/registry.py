@@ -31,6 +31,7 @@ from holdfast.autodiff import (
     rules_pooling,
     rules_recurrent,
     rules_reduction,
+    rules_sampling,
     rules_selection,
     rules_shape,
     rules_softmax,
@@ -65,6 +66,7 @@ FAMILIES = (
     rules_shape,
     rules_indexing,
     rules_selection,
+    rules_sampling,
     rules_spectral,
     rules_dropout,
 )

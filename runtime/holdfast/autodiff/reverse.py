@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto
 from holdfast.autodiff.lowerings import Lowerings
 from holdfast.autodiff.reading import ForwardGraph, node_label
 from holdfast.autodiff.registry import RULES, rule_for
-from holdfast.autodiff.rule import NodeView, Rows
+from holdfast.autodiff.rule import OWN_STEP_GRAPH, NodeView, Rows
 from holdfast.autodiff.writer import GraphWriter, names_read
 from holdfast.errors import AutodiffError
 
@@ -68,7 +68,7 @@ def check_rules(forward: ForwardGraph, wanted: Collection[str]) -> None:
     raise AutodiffError(
         f"no gradient rule for {len(missing)} node(s): {named}; rules exist for {', '.join(sorted(RULES))}. "
         "Either make fewer parameters trainable, so that gradients stop behind these nodes, "
-        "or bring a training-step graph of your own"
+        f"or {OWN_STEP_GRAPH}"
     )
 
 

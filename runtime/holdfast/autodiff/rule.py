@@ -18,6 +18,11 @@ from holdfast.autodiff.lowerings import Lowerings
 from holdfast.autodiff.writer import GraphWriter
 from holdfast.errors import AutodiffError
 
+# the way out that refusals name, with the commands that lead there
+OWN_STEP_GRAPH = (
+    "bring a training-step graph of your own (holdfast bundle contract tells its form, pack --step-graph takes it)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -119,7 +124,7 @@ class NodeView:
         """The error for a form of the operator that has no gradient here."""
         return AutodiffError(
             f"no gradient for node {self.label}: {why}; make fewer parameters trainable, so that gradients stop behind "
-            "it, or bring a training-step graph of your own"
+            f"it, or {OWN_STEP_GRAPH}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Cases of operators that choose places by values, and of the discrete Fourier transform."""
+"""Cases of operators that choose or sample places by values, and of the discrete Fourier transform."""
 
 from __future__ import annotations
 
@@ -45,4 +45,39 @@ def _transforms() -> list[Case]:
     return cases
 
 
-SELECTION_CASES = (*_choices(), *_transforms())
+def _samples() -> list[Case]:
+    """Grids of standard normal numbers, so that a third of the places lie outside, moved for each row."""
+    moved = [
+        node("Mul", ["x", "w"], ["h"]),
+        node("ReduceMean", ["x", "image"], ["shift"], keepdims=1),
+        node("Add", ["g", "shift"], ["grid"]),
+    ]
+    flat, deep = (
+        ({"w": (2, 4, 5), "g": (1, 3, 4, 2)}, (2, 2, 4, 5)),
+        ({"w": (2, 3, 2, 4), "g": (1, 2, 3, 2, 3)}, (2, 2, 3, 2, 4)),
+    )
+    forms = {
+        "zeros": (flat, {}),
+        "zeros_aligned": (flat, {"align_corners": 1}),
+        "border": (flat, {"padding_mode": "border"}),
+        "border_aligned": (flat, {"padding_mode": "border", "align_corners": 1}),
+        "reflection": (flat, {"padding_mode": "reflection"}),
+        "reflection_aligned": (flat, {"padding_mode": "reflection", "align_corners": 1}),
+        "nearest": (flat, {"mode": "nearest"}),
+        "nearest_reflection": (flat, {"mode": "nearest", "padding_mode": "reflection"}),
+        "volume": (deep, {}),
+        "volume_border": (deep, {"padding_mode": "border", "align_corners": 1}),
+    }
+    return [
+        mixed(
+            f"grid_sample_{name}",
+            [*moved, node("GridSample", ["h", "grid"], ["y"], **attributes)],
+            weights,
+            x,
+            fixed={"image": list(range(1, len(x)))},
+        )
+        for name, ((weights, x), attributes) in forms.items()
+    ]
+
+
+SELECTION_CASES = (*_choices(), *_samples(), *_transforms())

@@ -1,4 +1,4 @@
-"""Operators that choose places by values, and the Fourier transform, in torch; only for making vectors."""
+"""Operators that choose or sample places by values, and the Fourier transform, in torch; only for making vectors."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def reverse_sequence(args: Args, a: Attributes) -> Tensor:
     return torch.stack(rows)
 
 
+def grid_sample(args: Args, a: Attributes) -> Tensor:
+    mode, padding = a.get("mode", b"linear").decode(), a.get("padding_mode", b"zeros").decode()
+    mode = "bilinear" if mode == "linear" else mode
+    return torch.nn.functional.grid_sample(args[0], args[1], mode, padding, bool(a.get("align_corners", 0)))
+
+
 def dft(args: Args, a: Attributes) -> Tensor:
     x = args[0]
     axis = (int(args[2]) if len(args) > 2 else -2) % x.dim()
@@ -32,4 +38,4 @@ def dft(args: Args, a: Attributes) -> Tensor:
     return torch.view_as_real((torch.fft.ifft if a.get("inverse", 0) else torch.fft.fft)(whole, dim=axis))
 
 
-SELECTION_OPERATORS = {"TopK": top_k, "ReverseSequence": reverse_sequence, "DFT": dft}
+SELECTION_OPERATORS = {"TopK": top_k, "ReverseSequence": reverse_sequence, "GridSample": grid_sample, "DFT": dft}
