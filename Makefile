@@ -1,7 +1,7 @@
 # The commands of this repository. Each one makes what it needs by itself; but for `test-all`, all of it in this folder.
 #   make demo       the whole of Holdfast at work on real data (installs no development tools)
 #   make test       everything that must hold, except what is slow
-#   make test-all   the slow checks too, with clients that are not ours (some from Debian: wants root or sudo)
+#   make test-all   the slow checks too, beside PyTorch (1.2 GB) and clients that are not ours (some want root or sudo)
 #   make check      the static half of `make test`: style, types, the laws of the house, generated code
 #   make bench      the benchmarks; writes benchmarks/results/*.json
 #   make protos     generate the message modules again
@@ -23,7 +23,7 @@ demo: .venv/.demo
 
 test: check pytest
 
-test-all: check .venv/.dev .venv-protos/.made conformance
+test-all: check .venv/.dev .venv-protos/.made .venv-corpus/.made conformance
 	$(BIN)/pytest -q -m "slow or not slow"
 
 # Clients and a fuzzer that are not ours; quick when they are there.
@@ -92,6 +92,11 @@ docs: .venv/.dev
 	@.venv-protos/bin/python -m pip --disable-pip-version-check install --quiet -r protos/requirements.txt
 	@touch $@
 
+# PyTorch and transformers, beside which gradients are held; about 1.2 GB.
+.venv-corpus/.made: tests/corpus/requirements.txt tests/corpus/install.sh | .python-checked
+	tests/corpus/install.sh $(PYTHON)
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-protos .venv-conformance .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf .venv .venv-protos .venv-corpus .venv-conformance .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
 	rm -rf benchmarks/clients/cpp/build tests/conformance/javascript/node_modules
