@@ -1,4 +1,4 @@
-"""Learning yields to serving, the whole way: answers that are told of, their p99, the flag, a trainer that stands still.
+"""Learning yields to serving, the whole way: answers that are told of, their p99, the flag, a trainer that stands.
 
 The parts are those of an agent and its worker, put together as they are there; time and latencies are scripted.
 """
