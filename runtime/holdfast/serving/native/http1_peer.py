@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the front: requests one after another, answers in their order.
 
-Rules: a request is read while the one before is answered, and no further; a request that breaks the framing is answered
-once and the connection closed.
+Rules: a request is read while the one before is answered, and no further; nothing is answered while the peer does not
+take what was said before; a request that breaks the framing is answered once and the connection closed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import HttpResponse
 
 MAX_AHEAD_BYTES = 65_536  # of pipelined requests: beyond that the socket is not read
+MAX_OUT_BYTES = 262_144  # of answers before they are written: pipelined questions are shorter than their answers
 
 
 class ReadableLink(Link, Protocol):
@@ -39,9 +40,10 @@ class Http1Peer:
         self._facts = facts
         self._parser = HttpParser(backend.options.http1, memoise=backend.options.memoise)
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._phase, self._phase_s = Phase.IDLE, now_s
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
-        self._is_held = False
+        self._is_held = self._is_paused = False
         self._inference: Inference | None = None  # under way
 
     def receive(self, data: bytes) -> None:
@@ -50,9 +52,6 @@ class Http1Peer:
             return  # it was told so
         self._parser.feed(data)
         self._advance()
-        if self._is_busy and self._parser.held_bytes > MAX_AHEAD_BYTES and not self._is_held:
-            self._is_held = True
-            self._link.pause_reading()
 
     def flush(self) -> None:
         """Take up what is pipelined, and write what is to be sent."""
@@ -60,15 +59,21 @@ class Http1Peer:
         if self._out:
             data = b"".join(self._out)
             self._out.clear()
+            self._out_bytes = 0
             self._link.write(data)
-        if self._is_over or (self._has_eof and not self._is_busy):
+            self._advance()  # what had to wait for room
+        if not self._out and (self._is_over or (self._has_eof and not self._must_wait)):
             self._link.close()
 
     def pause(self) -> None:
-        """Nothing to hold back: one answer at a time."""
+        """The transport takes no more for now: nothing more is answered, and soon nothing more is read."""
+        self._is_paused = True
+        self._hold()
 
     def resume(self) -> None:
-        """See `pause`."""
+        """The transport takes more."""
+        self._is_paused = False
+        self._backend.tick.touch(self)
 
     def drain(self) -> None:
         """Close now if idle, else after the answer under way."""
@@ -91,7 +96,7 @@ class Http1Peer:
 
     def is_overdue(self, now_s: float) -> bool:
         """Whether the peer took too long; a slow request is told so first."""
-        if self._is_busy or self._is_over:
+        if self._is_busy or self._is_over or self._is_paused:
             return False
         limits = self._backend.options.http1
         waited_s = now_s - self._phase_s
@@ -102,8 +107,12 @@ class Http1Peer:
         return False
 
     def _advance(self) -> None:
-        """Take requests out of the parser until one is under way or more bytes are needed."""
-        while not self._is_busy and not self._is_over:
+        """Take requests out of the parser until one is under way, nobody takes answers, or more bytes are needed."""
+        self._take_up()
+        self._hold()
+
+    def _take_up(self) -> None:
+        while not self._must_wait and not self._is_over:
             try:
                 request = self._parser.next_request()
             except HttpError as error:
@@ -121,6 +130,18 @@ class Http1Peer:
             self._begin(request)
         self._note_phase()
 
+    @property
+    def _must_wait(self) -> bool:
+        """Whether a request that is whole has to wait."""
+        return self._is_busy or self._is_paused or self._out_bytes > MAX_OUT_BYTES
+
+    def _hold(self) -> None:
+        """Read no further ahead than that; but read on where the rest of a request is all that is missing."""
+        is_held = self._must_wait and self._parser.held_bytes > MAX_AHEAD_BYTES
+        if is_held != self._is_held and not self._is_over:
+            self._is_held = is_held
+            (self._link.pause_reading if is_held else self._link.resume_reading)()
+
     def _note_phase(self) -> None:
         if self._parser.phase is not self._phase or self._phase is Phase.IDLE:
             self._phase = self._parser.phase
@@ -136,9 +157,6 @@ class Http1Peer:
                 return
             keep_alive = request.keep_alive and not self._is_draining
             self._send(response, keep_alive=keep_alive, is_head=is_head)
-            if self._is_held and self._parser.held_bytes <= MAX_AHEAD_BYTES:
-                self._is_held = False
-                self._link.resume_reading()
 
         exchange = HttpExchange(self._backend, self._facts, request.method, request.path, request.headers, respond)
         self._inference = exchange.start(request.body)
@@ -156,7 +174,7 @@ class Http1Peer:
         if not keep_alive:
             lines.append("Connection: close")
             self._is_over = True
-        self._out.append(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        if not is_head:
-            self._out.append(response.body)
+        head, body = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), b"" if is_head else response.body
+        self._out += (head, body)
+        self._out_bytes += len(head) + len(body)
         self._backend.tick.touch(self)
