@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from holdfast.serving.http2 import huffman
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode
-from holdfast.serving.http2.heads import HeadReader, RequestHead, head_of
+from holdfast.serving.http2.heads import HeadReader, head_of
 from holdfast.serving.http2.hpack import STATIC, Decoder, HeaderListTooLarge, encode
+from holdfast.serving.http2.shapes import RequestHead
 from holdfast.serving.http2.stream import Stream
 
 names = st.sampled_from(

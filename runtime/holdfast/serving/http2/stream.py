@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
-from holdfast.serving.http2.heads import RequestHead, Varied
+from holdfast.serving.http2.shapes import RequestHead, Varied
 
 Queued = tuple[bytes | memoryview, bool, bool]  # a header block or data, whether it is a block, whether it is the last
 

@@ -23,9 +23,9 @@ from holdfast.inference.tensors import Array
 from holdfast.serving import grpc_wire
 from holdfast.serving.grpc_wire import GrpcFault, timeout_s
 from holdfast.serving.http2.connection import Http2Connection
-from holdfast.serving.http2.heads import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.sender import AnswerForm
+from holdfast.serving.http2.shapes import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, RequestKind
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
