@@ -15,32 +15,26 @@ from holdfast.serving import grpc_wire
 from holdfast.serving.grpc_wire import (
     PREFIX_BYTES,
     GrpcFault,
-    framed_prefix,
     is_grpc,
-    status_trailers,
     timeout_s,
     unary_message,
 )
-from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.errors import ErrorCode
-from holdfast.serving.http2.heads import Shape
-from holdfast.serving.http2.hpack import encode
+from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
-from holdfast.serving.native.lane import PLAIN, TRACED, Note
+from holdfast.serving.native.lane import Note
 from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
-from holdfast.serving.oip_json import error_body
+from holdfast.serving.native.replies import Replies
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.routes import HttpResponse
-from holdfast.serving.rpc import MODEL_INFER, TRACEPARENT, StreamCall, UnaryCall, is_traceparent
-from holdfast.serving.status import status_of
+from holdfast.serving.rpc import MODEL_INFER, StreamCall, UnaryCall
 
 LANE_BYTES = 65_536  # of a body: larger ones are not copied once more
-CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 
 
 class Link(Protocol):
@@ -62,7 +56,7 @@ class Http2Peer:
         self._facts = facts
         self.machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
         self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
-        self._headed: set[int] = set()  # streams of long calls whose head was sent
+        self._replies = Replies(self.machine, lambda: backend.tick.touch(self))
         self.seen_s = self._sent_s = self._framed_s = now_s
         self._is_draining = self._has_eof = False
 
@@ -109,7 +103,7 @@ class Http2Peer:
         """Take no more requests once the peer knows; close after the last answer."""
         self._is_draining = True
         self.machine.drain()
-        for stream_id in self._headed.copy():  # watches have no last answer of their own
+        for stream_id in self._replies.begun:  # watches have no last answer of their own
             stream = self.machine.streams.get(stream_id)
             owner = self._owners.get(stream_id)
             if stream is not None and isinstance(owner, WatchExchange):
@@ -228,8 +222,11 @@ class Http2Peer:
         owner.ended()
 
     def _drop(self, stream: Stream) -> None:
+        self._release(stream)
+        self._replies.forget(stream)
+
+    def _release(self, stream: Stream) -> None:
         owner = self._owners.pop(stream.id, None)
-        self._headed.discard(stream.id)
         if owner is not None:
             owner.dropped()
 
@@ -291,14 +288,14 @@ class Http2Peer:
         except Exception as error:  # noqa: BLE001  # the rpc edge
             self.fail(stream, error)
             return
-        self._answer(stream, message)
+        self._replies.message(stream, message)
 
     def _unary(self, stream: Stream, call: UnaryCall, body: bytes | bytearray | memoryview) -> None:
         headers = stream.head.headers
         message = bytes(unary_message(body, headers.get("grpc-encoding"), self._backend.options.max_message_bytes))
         context = context_of(self._facts, headers, self._deadline_s(headers))
         if not call.is_slow:
-            self._answer(stream, call.answer(message, context))
+            self._replies.message(stream, call.answer(message, context))
             return
 
         def elsewhere() -> None:
@@ -308,37 +305,21 @@ class Http2Peer:
                 fault = error
                 self._backend.tick.post(lambda: self.fail(stream, fault))
             else:
-                self._backend.tick.post(lambda: self._answer(stream, answer))
+                self._backend.tick.post(lambda: self._replies.message(stream, answer))
 
         self._backend.executor.submit(elsewhere)
 
-    def _answer(self, stream: Stream, message: bytes) -> None:
-        parts, size = (framed_prefix(len(message)), message), PREFIX_BYTES + len(message)
-        trace = stream.head.headers.get(TRACEPARENT, "")
-        if is_traceparent(trace):
-            self.machine.answer(stream, TRACED, parts, size, trace.encode())
-        else:
-            self.machine.answer(stream, PLAIN, parts, size)
-        self._backend.tick.touch(self)
-
     def send_message(self, stream: Stream, message: bytes) -> None:
         """One message of a long call."""
-        if stream.id not in self._headed:
-            self._headed.add(stream.id)
-            self.machine.send_headers(stream, grpc_wire.HEAD, end=False)
-        self.machine.send_data(stream, framed_prefix(len(message)) + message)
-        self._backend.tick.touch(self)
+        self._replies.part(stream, message)
 
     def close_call(self, stream: Stream, error: BaseException | None) -> None:
         """The status that ends a long call."""
         self._owners.pop(stream.id, None)
         if error is not None:
             self.fail(stream, error)
-            return
-        alone = stream.id not in self._headed
-        self._headed.discard(stream.id)
-        self.machine.send_headers(stream, status_trailers("OK", "", {}, alone=alone), end=True)
-        self._backend.tick.touch(self)
+        else:
+            self._replies.end(stream)
 
     def _deadline_s(self, headers: Mapping[str, str]) -> float | None:
         text = headers.get("grpc-timeout")
@@ -349,18 +330,8 @@ class Http2Peer:
         if stream is None:
             return
         self._backend.service.refusals.note(error)
-        headed = stream.id in self._headed
-        self._drop(stream)
-        self._backend.tick.touch(self)
-        if not is_grpc(stream.head.headers.get("content-type")):
-            self._respond(stream, _http_failure(error))
-            return
-        if isinstance(error, GrpcFault):
-            trailers = status_trailers(error.status, str(error), {}, alone=not headed)
-        else:
-            status = status_of(error)
-            trailers = status_trailers(status.grpc, status.text, {CODE_KEY: status.code}, alone=not headed)
-        self.machine.send_headers(stream, trailers, end=True)
+        self._release(stream)
+        self._replies.failure(stream, error)
 
     # HTTP over HTTP/2.
 
@@ -376,21 +347,4 @@ class Http2Peer:
 
     def _respond(self, stream: Stream, response: HttpResponse) -> None:
         self._owners.pop(stream.id, None)
-        fields = [(":status", str(response.status)), ("content-length", str(len(response.body)))]
-        if response.body:
-            fields.append(("content-type", response.content_type))
-        fields += [(name.lower(), value) for name, value in response.headers.items()]
-        is_head = stream.head.method == "HEAD" or not response.body
-        self.machine.send_headers(stream, encode(fields), end=is_head)
-        if not is_head:
-            self.machine.send_data(stream, response.body, end=True)
-        self._backend.tick.touch(self)
-
-
-def _http_failure(error: BaseException) -> HttpResponse:
-    if isinstance(error, HttpError):
-        return HttpResponse(error.status, error_body(str(error)))
-    if isinstance(error, GrpcFault):
-        return HttpResponse(408, error_body(str(error)))
-    status = status_of(error)
-    return HttpResponse(status.http, error_body(status.text), headers={"Holdfast-Code": status.code})
+        self._replies.response(stream, response)
