@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
+from tests.corpus.torch_process import in_torch_environment
 from tests.docs.corpus_table import findings, is_file, shares
 from tests.vectors.autodiff.cases import OPERATOR_CASES
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-corpus" / "bin" / "python"
-MAX_SECONDS = 1_800  # the pretrained ones take about six minutes on a core of their own
 RULE_TOLERANCE = 1e-5  # as for the golden vectors
 LEAST_SHARE = 0.95
-
-
-def in_torch_environment(module: str, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a module where torch and transformers are. They are never in the environment of the tests themselves."""
-    if not PYTHON.exists():
-        pytest.fail(f"{PYTHON} is not there; make it with tests/corpus/install.sh (about 1.2 GB)")
-    return subprocess.run(
-        [str(PYTHON), "-W", "ignore", "-m", module, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}"},
-        timeout=MAX_SECONDS,
-    )
 
 
 def test_corpus_has_forty_architectures_of_several_sources_and_most_train() -> None:
