@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,17 @@ _DTYPE_OF_ONNX = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelSource:
-    """The bytes of an ONNX file and of its external data files, by the location the model names them with."""
+    """The bytes of an ONNX file and of its external data files, by the location the model names them with.
+
+    Without slots, so that the digest of what may be gigabytes is made once.
+    """
 
     model: bytes
     external: Mapping[str, bytes] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the model and, by name, its external files."""
         total = hashlib.sha256(hashlib.sha256(self.model).digest())

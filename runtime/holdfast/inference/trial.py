@@ -9,7 +9,6 @@ Why a process and not a thread: neither a hang inside ONNX Runtime nor its memor
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -24,10 +23,10 @@ import numpy as np
 
 from holdfast.clock import Clock, SystemClock
 from holdfast.errors import TrialError
+from holdfast.inference.background import lower_process
 from holdfast.inference.session import ModelSource, SessionOptions
 from holdfast.inference.tensors import Array, TensorSpec
 
-NICE = 10  # a trial takes only what serving leaves
 DEFAULT_MEMORY_BYTES = 2 * 1024**3  # 2 GiB beyond the interpreter: room for the largest model an edge node serves
 DEFAULT_TIMEOUT_S = 60.0  # a 50 MB model loads in 0.3 s; slow flash and a busy core get two orders of margin
 MAX_ANSWER_BYTES = 262_144  # 256 KiB: a few hundred tensor names; the child's file cannot grow past it
@@ -40,6 +39,7 @@ WRONG_OUTPUTS = "wrong-golden-outputs"
 REASONS = (CRASH, MEMORY, TIMEOUT, NOT_A_MODEL, WRONG_OUTPUTS)
 
 _ENVIRONMENT_KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HOME", "TMPDIR", "LANG")
+_ENVIRONMENT_ADDED = {"OPENBLAS_NUM_THREADS": "1"}  # numpy would start a thread on every core and let it spin for 50 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,11 @@ def _run_child(question: io.BufferedRandom, answer: io.BufferedRandom, timeout_s
         stdin=question,
         stdout=answer,
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env=environment | _ENVIRONMENT_ADDED,
         start_new_session=True,  # Ctrl-C in the terminal goes to us; we end the child
     )
     try:
-        with contextlib.suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
+        lower_process(child.pid)
         return child.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return None

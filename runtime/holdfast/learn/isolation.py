@@ -17,6 +17,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from holdfast.inference.background import lower_process
+
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 PR_SET_NO_NEW_PRIVS = 38
@@ -25,7 +27,6 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 SECCOMP_MODE_FILTER = 2
 SIGKILL = 9
-NICE = 10  # learning yields to serving
 MAX_FILE_BYTES = 67_108_864  # 64 MiB: a worker writes next to nothing
 MAX_OPEN_FILES = 256
 EACCES = 13
@@ -50,6 +51,7 @@ class Isolation:
 
 def isolate(*, memory_bytes: int) -> Isolation:
     """Give up the network, cap memory, files and core dumps, lower the priority, and die with the parent."""
+    lower_process(os.getpid())  # first: a process that cannot be dumped may not write its own files of /proc
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -57,7 +59,6 @@ def isolate(*, memory_bytes: int) -> Isolation:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
     _limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
-    os.nice(NICE)
     namespace_problem = _leave_network(libc)
     seccomp_problem = _refuse_sockets(libc)
     problems = "; ".join(text for text in (namespace_problem, seccomp_problem) if text)

@@ -1,0 +1,47 @@
+"""Gives way to whoever is served: for what is done beside requests, like the trial and the loading of a model.
+
+Rules: a lower priority is for good; without privileges Linux lets nobody raise it again. So a thread that is to give
+way is one of its own, and what it starts must end with it: threads and processes inherit its priority.
+
+Why more than nice(2): Linux shares the processor among sessions first (autogroup, sched(7)). A process that leads a
+session of its own gets as much as the whole server, however nice it is, until its session is nice too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+NICE = 10  # a tenth of what others get where the processor is short, so that the work ends all the same
+
+
+def lower_process(pid: int) -> None:
+    """Lower the priority of a process and of the session it leads. Does nothing if it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        _lower(pid)
+    # not every kernel has sessions with priorities; and without privileges it changes one of them in 0.1 s
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICE), encoding="ascii")
+
+
+def in_background(work: Callable[[], Result]) -> Result:
+    """Do work on a thread of low priority; waits for it, and raises what it raises."""
+    with ThreadPoolExecutor(1, "background", initializer=_lower_this_thread) as thread:
+        return thread.submit(work).result()
+
+
+def _lower_this_thread() -> None:
+    _lower(threading.get_native_id())
+
+
+def _lower(number: int) -> None:
+    """Lower the priority of a thread, or of a process's first thread; never raise it, which is not allowed."""
+    if os.getpriority(os.PRIO_PROCESS, number) < NICE:
+        os.setpriority(os.PRIO_PROCESS, number, NICE)

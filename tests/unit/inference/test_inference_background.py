@@ -1,0 +1,61 @@
+"""What gives way: its own priority is lower, everybody else's stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from holdfast.inference.background import NICE, in_background, lower_process
+
+
+def nice_of_this_thread() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_work_runs_on_a_thread_of_low_priority_and_the_callers_stays() -> None:
+    before = nice_of_this_thread()
+
+    assert in_background(nice_of_this_thread) == max(before, NICE)
+    assert nice_of_this_thread() == before
+
+
+def test_a_priority_that_is_lower_already_stays() -> None:
+    assert in_background(lambda: in_background(_lowest)) == 19
+
+
+def _lowest() -> int:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    return in_background(nice_of_this_thread)
+
+
+def test_what_the_work_raises_reaches_the_caller() -> None:
+    def work() -> None:
+        raise KeyError("not there")
+
+    with pytest.raises(KeyError, match="not there"):
+        in_background(work)
+
+
+def test_a_process_is_lowered_and_so_is_the_session_it_leads() -> None:
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, start_new_session=True) as process:
+        lower_process(process.pid)
+
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == NICE
+        session = Path(f"/proc/{process.pid}/autogroup")
+        if session.exists() and os.geteuid() == 0:  # else another test may have used up the one change in 0.1 s
+            assert session.read_text(encoding="ascii").split()[-1] == str(NICE)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_a_process_that_is_gone_is_no_error() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+
+    lower_process(process.pid)
