@@ -6,20 +6,27 @@ threads). The server is `holdfast serve` as it stands, statistics and limits on.
 framed beforehand as C-core frames them and replayed with 32 in flight on one connection. `churn`: the same, framed as
 Go does, so that the header table changes with every call. Every answer is checked. `repeated`: one call over and over
 from h2load, 32 streams on one connection. The grpcio beside it is what one writes by hand: no statistics, no limits.
+`a loop`: the same requests as `session.run` in a process, one by one: what a machine's time is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import cycle
 
+import numpy as np
 from benchmarks.h2load import H2LOAD, h2loaded
 from benchmarks.harness import Block, Figures, NotRun, Options, Outcome, compare
+from benchmarks.in_process import bare, looped
 from benchmarks.process import cpu_ns
 from benchmarks.replay import NoCompilerError, Replay, built, replaying
-from benchmarks.serving_calls import varied_calls
-from benchmarks.serving_models import repository
+from benchmarks.serving_calls import Call, varied_calls
+from benchmarks.serving_models import MODELS, input_shape, repository
 from benchmarks.serving_subjects import Served, holdfast, program
+
+from holdfast.inference.tensors import Array
+from holdfast.serving.oip import decode_request
 
 IN_FLIGHT = 32
 BLOCK_S = 0.7
@@ -42,22 +49,46 @@ def run(options: Options) -> list[Outcome]:
         plain = stack.enter_context(program("serving_child", folder))
         for name, models in (("varied", TINY_MODELS), ("varied mlp", ("mlp",))):
             greeting, calls = varied_calls(models)
-            of = {
-                each.pid: replayed(each, stack.enter_context(replaying(each.address, greeting, calls)), options)
+            replays = {
+                each.pid: stack.enter_context(replaying(each.address, greeting, calls))
                 for each in (grpcio, native, plain)
             }
+            of = {each.pid: replayed(each, replays[each.pid], options) for each in (grpcio, native, plain)}
             a, b = ("grpcio, sync", of[grpcio.pid]), ("native front", of[native.pid])
             outcomes += compare(f"serving/{name}", a, b, rounds)
             if name == "varied":
                 c = ("native, no memory of heads", of[plain.pid])
                 outcomes += compare("serving/memory", c, ("native", of[native.pid]), rounds)
+                loop = one_by_one([_input_of(call) for call in calls], options)
+                b = ("native front", replayed(native, replays[native.pid], options, cpu_is="cpu_us"))
+                outcomes += compare("serving/varied, a loop", ("session.run in a loop", loop), b, rounds)
         a, b = ("grpcio, sync", churned(grpcio, TINY_MODELS)), ("native front", churned(native, TINY_MODELS))
         outcomes += compare("serving/churn", a, b, min(rounds, 5))
         if H2LOAD is None:
             return [*outcomes, NotRun("serving/repeated", "h2load (nghttp2-client) is not installed")]
         a, b = ("grpcio, sync", h2loaded(grpcio, options)), ("native front", h2loaded(native, options))
         outcomes += compare("serving/repeated", a, b, rounds)
+        loop = one_by_one([("tiny0", np.ones((1, *input_shape("tiny0")), np.float32))], options)
+        b = ("native front", h2loaded(native, options, cpu_is="cpu_us"))
+        outcomes += compare("serving/repeated, a loop", ("session.run in a loop", loop), b, rounds)
     return outcomes
+
+
+def one_by_one(inputs: Sequence[tuple[str, Array]], options: Options) -> Block:
+    """Requests in this process, a run each: (model, rows)."""
+    sessions = {name: bare(MODELS[name]()) for name in {name for name, _ in inputs}}
+    turns = cycle([(sessions[name], {"x": x}) for name, x in inputs])
+
+    def once() -> None:
+        session, feed = next(turns)
+        session.run(None, feed)
+
+    return looped(once, 1, options, BLOCK_S)
+
+
+def _input_of(call: Call) -> tuple[str, Array]:
+    request = decode_request(call.message)
+    return request.model, request.inputs["x"]
 
 
 def replayed(
