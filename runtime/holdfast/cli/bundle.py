@@ -97,9 +97,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tied", action="append", default=[], metavar="PATTERN", help="parameters shared on purpose")
     parser.add_argument(
-        "--accumulate", type=int, default=1, metavar="K", help="batches per training step, added up (default: 1)"
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="K",
+        help="batches per step, added up; as packed, for good (default: 1)",
     )
-    parser.add_argument("--batch-norm", choices=("frozen", "averaged", "local"), default="frozen", help="statistics")
+    parser.add_argument(
+        "--batch-norm",
+        choices=("frozen", "averaged", "local"),
+        default="frozen",
+        help="its running statistics: as packed, averaged like weights, or kept on the device that learned them, which "
+        "then serves the packed ones all the same (default: frozen)",
+    )
     parser.add_argument("--dropout", action="store_true", help="drop units in training")
     parser.add_argument(
         "--proximal-mu", type=float, metavar="MU", help="pull towards a round's start (FedProx); a round may change MU"

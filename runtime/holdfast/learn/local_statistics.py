@@ -2,7 +2,7 @@
 
 A round's weights come with the author's statistics; a device that has learned before puts its own in their place, for
 learning and for judging, and keeps what they became. They are no part of any update (Li et al. 2021, FedBN). The model
-as it is served keeps those of its bundle.
+as it is served keeps those of its bundle: decisions/0012-local-statistics-learn-and-are-not-served.md says why.
 """
 
 from __future__ import annotations
