@@ -85,12 +85,10 @@ class Receiver:
             at = len(frames.PREFACE)
         if self._data_left:
             at = self._go_on(buffer, events)
-        max_frame = self._limits.max_frame_bytes
         while size - at >= FRAME_HEADER_BYTES:
             high, low, kind, flags, stream_id = _unpack_header(buffer, at)
             length = high << 8 | low
-            start = at + FRAME_HEADER_BYTES
-            end = start + length
+            start, end = at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + length
             if (
                 kind == frames.HEADERS
                 and flags == frames.END_HEADERS
@@ -100,7 +98,7 @@ class Receiver:
             ):
                 at = quick_end
                 continue
-            if length > max_frame:  # RFC 9113 4.2, before waiting for it
+            if length > self._limits.max_frame_bytes:  # RFC 9113 4.2, before waiting for it
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame larger than announced")
             stream_id &= MAX_STREAM_ID  # RFC 9113 4.1: the reserved bit is ignored
             if end > size:
@@ -124,6 +122,8 @@ class Receiver:
                     self._allowance.charge()  # RFC 9113 4.1: unknown frames are ignored
                 elif length < COPY_BYTES:
                     handler(flags, stream_id, buffer[start:end], events)
+                elif kind == frames.DATA and not flags:
+                    end = self._read_run(buffer, at, stream_id, length, events)
                 else:
                     handler(flags, stream_id, memoryview(buffer)[start:end], events)
             except StreamFault as fault:
@@ -142,6 +142,31 @@ class Receiver:
             except StreamFault as fault:
                 self._register.fault(fault, events)
         return at + len(piece)
+
+    def _read_run(self, buffer: bytes, at: int, stream_id: int, length: int, events: list[Event]) -> int:
+        """A DATA frame, with those that follow it and differ in nothing but their payload: one piece of a body.
+
+        Returns where they end in the buffer. Why: a large body comes in dozens of frames of one size, and each by
+        itself costs ten times what its octets cost.
+        """
+        first, view, step = at + FRAME_HEADER_BYTES, memoryview(buffer), FRAME_HEADER_BYTES + length
+        stream = self._register.streams.get(stream_id)
+        if stream is not None and not stream.remote_ended and stream.length_left is None:
+            most = min(self._window, stream.recv_window, len(buffer) - at) // step
+            header, start = buffer[at:first], first
+            pieces: list[memoryview] = []
+            while len(pieces) < most and buffer.startswith(header, start - FRAME_HEADER_BYTES):
+                pieces.append(view[start : start + length])
+                start += step
+            if len(pieces) > 1:
+                size = length * len(pieces)
+                self._count_received(size)
+                stream.recv_window -= size
+                stream.begun_turn = -1  # too late to hand it over whole
+                events.append((Kind.DATA, stream, b"".join(pieces)))
+                return start - FRAME_HEADER_BYTES
+        self._on_data(0, stream_id, view[first : first + length], events)
+        return first + length
 
     def _read_quick(self, buffer: bytes, at: int, events: list[Event]) -> int:
         """Frames of short requests: a head like one that was read before, and the whole body behind it or a bit later.

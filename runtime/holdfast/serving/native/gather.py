@@ -18,6 +18,7 @@ from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.budget import Budget, Reservation
 
+HEAD_BYTES = 4_096  # of a message, shown to whoever says what of it is to be aligned
 ALIGNMENT = 64  # octets: a cache line, and more than any instruction asks for
 
 
@@ -66,6 +67,8 @@ class Gather:
         self._filled = 0
 
     def data(self, piece: bytes | memoryview) -> None:
+        if self._room is None and not self._buffer and self._reservation is None:
+            self._reserve(piece)  # before anything is copied: a large message then goes to its place at once
         if self._room is not None:
             end = self._filled + len(piece)
             if end > len(self._room):
@@ -75,9 +78,7 @@ class Gather:
             return
         self._buffer += piece
         if self._reservation is None:
-            total = self._total()
-            if total > self._machine.limits.stream_window_bytes:
-                self._reservation = self._budget.reserve(total, lambda: self._granted(total))
+            self._reserve(self._buffer)
 
     def ended(self) -> None:
         self.begun_s = None
@@ -86,11 +87,18 @@ class Gather:
         self.dropped()
         self._finish(body)
 
-    def _granted(self, total: int) -> None:
+    def _reserve(self, begin: bytes | bytearray | memoryview) -> None:
+        """Ask for memory, if `begin`, all that is known of the body, says that it is large."""
+        total = self._total(begin)
+        if total > self._machine.limits.stream_window_bytes:
+            head = bytes(begin[:HEAD_BYTES])
+            self._reservation = self._budget.reserve(total, lambda: self._granted(total, head))
+
+    def _granted(self, total: int, head: bytes) -> None:
         """There is memory for the whole."""
         self._machine.grant(self._stream, total - self._machine.limits.stream_window_bytes)
         if self._is_grpc and len(self._buffer) <= total:
-            self._room = _aligned(total, self._align(bytes(self._buffer), total))
+            self._room = _aligned(total, self._align(head, total))
             self._filled = len(self._buffer)
             self._room[: self._filled] = self._buffer
             self._buffer = bytearray()
@@ -99,16 +107,16 @@ class Gather:
         if self._reservation is not None:
             self._reservation.release()
 
-    def _total(self) -> int:
+    def _total(self, begin: bytes | bytearray | memoryview) -> int:
         """How many octets there will be, as far as it is known."""
         if self._is_grpc:
-            if len(self._buffer) < PREFIX_BYTES:
+            if len(begin) < PREFIX_BYTES:
                 return 0
-            return PREFIX_BYTES + message_size(self._buffer, self._max_bytes)
+            return PREFIX_BYTES + message_size(begin[:PREFIX_BYTES], self._max_bytes)
         length = self._stream.head.content_length
         if length is None:
-            length = self._max_bytes if len(self._buffer) * 2 > self._machine.limits.stream_window_bytes else 0
-        if length > self._max_bytes or len(self._buffer) > self._max_bytes:
+            length = self._max_bytes if len(begin) * 2 > self._machine.limits.stream_window_bytes else 0
+        if length > self._max_bytes or len(begin) > self._max_bytes:
             raise HttpError(413, f"the body has more than the {self._max_bytes} bytes that are taken")
         return length
 
