@@ -23,6 +23,7 @@ from holdfast.serving.parameters import (
     REGION_SIZE,
     InferCall,
     OutputForm,
+    RegionSlice,
     output_form,
     queue_terms,
     region_slice,
@@ -81,7 +82,7 @@ def decode_infer(data: bytes, regions: SharedMemory | None = None) -> InferCall:
     for tensor in message.inputs:
         if tensor.name in inputs:
             raise InvalidTensorError(f"input '{tensor.name}' is given twice")
-        place = region_slice(_plain(tensor.parameters), f"input '{tensor.name}'") if tensor.parameters else None
+        place = region_of(tensor)
         if place is not None:
             in_regions += 1
             if tensor.HasField("contents"):
@@ -92,14 +93,32 @@ def decode_infer(data: bytes, regions: SharedMemory | None = None) -> InferCall:
             inputs[tensor.name] = _sent(message, tensor, raws)
     if message.raw_input_contents and len(message.raw_input_contents) != len(message.inputs) - in_regions:
         raise RequestError(_raw_count(message, in_regions))
-    form = OutputForm()
-    if any(output.parameters for output in message.outputs):
-        form = output_form({output.name: _plain(output.parameters) for output in message.outputs})
-        if form.region_of:
-            offered(regions)
+    form = form_of(message)
+    if form.region_of:
+        offered(regions)
     names = tuple(output.name for output in message.outputs)
     request = TensorRequest(message.model_name, message.model_version, message.id, inputs, names)
     return InferCall(request, form, priority, timeout_s)
+
+
+def region_of(tensor: oip_pb2.ModelInferRequest.InferInputTensor) -> RegionSlice | None:
+    """Where in shared memory an input lies, if it does.
+
+    Raises:
+        RequestError: its parameters are incomplete or of the wrong type.
+    """
+    return region_slice(_plain(tensor.parameters), f"input '{tensor.name}'") if tensor.parameters else None
+
+
+def form_of(message: oip_pb2.ModelInferRequest) -> OutputForm:
+    """How the outputs are to go out.
+
+    Raises:
+        RequestError: a parameter of the wrong type or range, or two that exclude each other.
+    """
+    if not any(output.parameters for output in message.outputs):
+        return OutputForm()
+    return output_form({output.name: _plain(output.parameters) for output in message.outputs})
 
 
 def decode_request(data: bytes) -> TensorRequest:

@@ -74,6 +74,9 @@ class QuickRuns(Protocol):
     inline_limit_s: float
     turn_s: float
 
+    def find_free(self, name: str, version: str) -> ServedModel | None:
+        """A model, if nothing waits in front of it; None if the call must queue up."""
+
     def find_quick(self, name: str, version: str) -> ServedModel | None:
         """A model whose rows may share a run, if nothing waits in front of it; None if the call must queue up."""
 

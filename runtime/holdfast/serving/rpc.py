@@ -151,7 +151,8 @@ class RpcTable:
             raise DeadlineError("the deadline passed before the request was started")
         if self._control.is_guarded:
             self._control.check(caller_of(context), Action.INFER)
-        return oip.decode_infer(data, self._regions(context))
+        regions = self.regions_for(is_local=context.is_local, is_admin=context.is_admin)
+        return oip.decode_infer(data, regions)
 
     def encode_infer(self, call: InferCall, response: TensorResponse) -> bytes:
         """The answer to a ModelInfer call.
@@ -180,10 +181,9 @@ class RpcTable:
         except HoldfastError as error:
             return oip.encode_stream_error(status_of(error).text, request_id)
 
-    def _regions(self, context: CallContext) -> SharedMemory | None:
-        """The regions this caller may use; None if it may not."""
-        regions = self._control.regions()
-        return regions if context.is_admin or context.is_local else None
+    def regions_for(self, *, is_local: bool, is_admin: bool) -> SharedMemory | None:
+        """The shared memory that a caller who may infer may use; None if there is none for it."""
+        return self._control.regions() if is_admin or is_local else None
 
     def _reading(self, answer: Callable[[bytes], bytes]) -> Unary:
         def guarded(data: bytes, context: CallContext) -> bytes:

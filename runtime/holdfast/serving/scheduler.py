@@ -90,11 +90,15 @@ class ModelScheduler:
                     self._enqueue(entry)
         self._turn()
 
-    def find_quick(self, name: str, version: str) -> ServedModel | None:
-        """A model whose rows may share a run, if nothing waits in front of it. On the loop's thread."""
+    def find_free(self, name: str, version: str) -> ServedModel | None:
+        """A model, if nothing waits in front of it. On the loop's thread."""
         if self._ready or self._is_turning or self._is_stopping or self._options.delay_s > 0:
             return None
-        model = self._pool.find(name, version)
+        return self._pool.find(name, version)
+
+    def find_quick(self, name: str, version: str) -> ServedModel | None:
+        """A model whose rows may share a run, if nothing waits in front of it. On the loop's thread."""
+        model = self.find_free(name, version)
         return model if model is not None and model.session.traits.mixing.is_allowed else None
 
     def run_quick(

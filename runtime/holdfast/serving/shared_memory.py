@@ -2,7 +2,7 @@
 
 Rules: a key is one plain name in the folder of shm_open(3), never a path, never a link; offset and size are checked
 against the file when it is registered and again at every use; regions are few, and one tensor is bounded. Bytes are
-copied by pread and pwrite.
+copied by preadv, into memory that is used again, and by pwrite.
 Why not mmap (decisions/0009): a client that truncates its file would end this process with SIGBUS, and one that
 changes it during a run would change a tensor after it was checked.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import ConflictError, RequestError, UnknownRegionError
+from holdfast.serving.buffers import Buffers
 from holdfast.serving.parameters import RegionSlice
 
 SHM_FOLDER = Path("/dev/shm")  # where shm_open(3) of glibc and musl keeps its files
@@ -43,6 +44,7 @@ class SharedMemory:
 
     def __init__(self, folder: Path = SHM_FOLDER, *, max_tensor_bytes: int = MAX_TENSOR_BYTES) -> None:
         self._max_tensor_bytes = max_tensor_bytes
+        self._buffers = Buffers()
         self._folder = folder
         self._regions: dict[str, tuple[Region, int]] = {}  # with its open file
         self._lock = threading.Lock()
@@ -74,6 +76,8 @@ class SharedMemory:
             for gone in [name] if name else list(self._regions):
                 if gone in self._regions:
                     os.close(self._regions.pop(gone)[1])
+            if not self._regions:
+                self._buffers.forget()
 
     def status(self, name: str = "") -> Mapping[str, Region]:
         """The region `name`; with an empty name, all of them.
@@ -86,8 +90,8 @@ class SharedMemory:
                 return {name: self._find(name)[0]}
             return {known: region for known, (region, _) in self._regions.items()}
 
-    def read(self, place: RegionSlice) -> bytes:
-        """A copy of a slice.
+    def read(self, place: RegionSlice) -> memoryview:
+        """A copy of a slice, aligned; its memory is used again when nothing refers to it any more.
 
         Raises:
             UnknownRegionError: the region is not registered.
@@ -97,10 +101,12 @@ class SharedMemory:
             raise RequestError(f"a tensor of {place.size_bytes} bytes; at most {self._max_tensor_bytes} are taken")
         with self._lock:  # unregister must not close the file under us
             region, file = self._find(place.region)
-            data = os.pread(file, place.size_bytes, _start(region, place))
-        if len(data) != place.size_bytes:
+            start = _start(region, place)
+            copy = self._buffers.take(place.size_bytes)
+            count = os.preadv(file, [copy], start)
+        if count != place.size_bytes:
             raise RequestError(f"shared memory region '{place.region}' is shorter than when it was registered")
-        return data
+        return copy
 
     def write(self, place: RegionSlice, data: bytes) -> None:
         """Put `data` at the beginning of a slice.

@@ -135,19 +135,21 @@ class InferCodec:
 
     def decode(self, data: bytes | bytearray | memoryview) -> InferCall | None:
         """The request of a framed ModelInferRequest; None if the whole decoder must look at it."""
-        head = data if type(data) is bytes else bytes(data[:MAX_HEAD_BYTES])
-        found = self.match(head, len(data))
+        found = self.look(data)
         if found is None:
             return None
         layout, request_id = found
-        kind = layout.kind
-        if len(head) < len(data) and any(data[at : at + len(piece)] != piece for at, piece in layout.between):
-            return None
-        inputs = {
-            each.name: np.frombuffer(data, each.dtype, (end - start) // each.dtype.itemsize, start).reshape(shape)
-            for each, shape, (start, end) in zip(kind.inputs, layout.shapes, layout.raws, strict=True)
-        }
+        kind, inputs = layout.kind, arrays_in(data, layout)
         return InferCall(TensorRequest(kind.model, kind.version, request_id, inputs, kind.outputs), _PLAIN)
+
+    def look(self, data: bytes | bytearray | memoryview) -> tuple[Layout, str] | None:
+        """`match` for a whole message, large ones too."""
+        if type(data) is bytes:
+            return self.match(data, len(data))
+        found = self.match(bytes(data[:MAX_HEAD_BYTES]), len(data))
+        if found is None or any(data[at : at + len(piece)] != piece for at, piece in found[0].between):
+            return None
+        return found
 
     def encode(self, form: OutputForm, response: TensorResponse) -> bytes | None:
         """The bytes of a ModelInferResponse with raw contents; None if the whole encoder must make them."""
@@ -193,7 +195,7 @@ class InferCodec:
 
     def _learn(self, size: int, begin: bytes, head: bytes) -> Layout | None:
         """Note the layout of a message that looks plain; None if it is not."""
-        places = _walk(head)
+        places = places_of(head)
         if places is None or places.end - places.declared > MAX_DECLARED_BYTES:
             return None
         plan = self._plan(head[places.declared : places.end])
@@ -222,7 +224,7 @@ class InferCodec:
                 self._strange.add(declared)
         return plan
 
-    def _layout(self, size: int, head: bytes, places: _Places, plan: _Plan) -> Layout | None:
+    def _layout(self, size: int, head: bytes, places: Places, plan: _Plan) -> Layout | None:
         """Where the contents must stand; None if they do not, as far as `head` shows it."""
         raws: list[tuple[int, int]] = []
         between: list[tuple[int, bytes]] = []
@@ -252,7 +254,7 @@ class InferCodec:
             tuple(between[1:]),
         )
 
-    def _kind(self, places: _Places, plan: _Plan) -> RequestKind:
+    def _kind(self, places: Places, plan: _Plan) -> RequestKind:
         inputs = []
         for name, dtype, shape, _ in plan.inputs:
             row_shape = shape[1:]
@@ -282,6 +284,14 @@ class InferCodec:
         return declared
 
 
+def arrays_in(data: bytes | bytearray | memoryview, layout: Layout) -> dict[str, Array]:
+    """The inputs of a message with this layout; views of it."""
+    return {
+        each.name: np.frombuffer(data, each.dtype, (end - start) // each.dtype.itemsize, start).reshape(shape)
+        for each, shape, (start, end) in zip(layout.kind.inputs, layout.shapes, layout.raws, strict=True)
+    }
+
+
 def _plan(message: oip_pb2.ModelInferRequest) -> _Plan | None:
     inputs = []
     for tensor in message.inputs:
@@ -297,7 +307,7 @@ def _plan(message: oip_pb2.ModelInferRequest) -> _Plan | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class Places:
     """Name and version of a framed request, and where its id, its declarations and their end stand."""
 
     model: str
@@ -313,7 +323,7 @@ def _holds(layout: Layout, data: bytes) -> bool:
     return all(data.startswith(piece, at) for at, piece in layout.between if at + len(piece) <= len(data))
 
 
-def _walk(head: bytes) -> _Places | None:
+def places_of(head: bytes) -> Places | None:
     """Name, version, id and declarations, in the order of their numbers; None if there is anything else."""
     at = PREFIX_BYTES
     if head[0] or head[at] != _NAME or head[at + 1] > 0x7F:
@@ -339,7 +349,7 @@ def _walk(head: bytes) -> _Places | None:
             at += 3 + (size & 0x7F | head[at + 2] << 7)
         else:
             at += 2 + size
-    return _Places(model, version, id_start, id_end, declared, at)
+    return Places(model, version, id_start, id_end, declared, at)
 
 
 def _varint(value: int) -> bytes:

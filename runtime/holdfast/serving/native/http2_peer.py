@@ -55,6 +55,7 @@ class Http2Peer:
         self._link = link
         self._facts = facts
         self.machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
+        self.regions = backend.rpc.regions_for(is_local=facts.is_local, is_admin=facts.is_admin)
         self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
         self._replies = Replies(self.machine, lambda: backend.tick.touch(self))
         self.seen_s = self._sent_s = self._framed_s = now_s
@@ -203,11 +204,14 @@ class Http2Peer:
         def finish(body: bytes | bytearray | memoryview) -> None:
             if stream.head.path == MODEL_INFER:
                 note = self._note_of(stream.shape)
-                if note.is_plain and len(body) <= LANE_BYTES:
-                    self._backend.lane.calls.append((self, stream, bytes(body), note))
-                    self._backend.tick.touch(self)
-                else:
+                if not note.is_plain:
                     self.infer(stream, body)
+                    return
+                if len(body) <= LANE_BYTES:
+                    self._backend.lane.calls.append((self, stream, bytes(body), note))
+                else:
+                    self._backend.lane.large.append((self, stream, body, note))
+                self._backend.tick.touch(self)
             else:
                 self._unary(stream, call, body)
 

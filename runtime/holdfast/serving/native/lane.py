@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, Reque
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.rpc import is_traceparent
 from holdfast.serving.service import InferenceService
+from holdfast.serving.shared_memory import SharedMemory
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,9 @@ class Caller(Protocol):
 
     machine: Http2Connection
     seen_s: float  # when the turn's octets came
+    regions: SharedMemory | None  # that it may use
 
-    def infer(self, stream: Stream, body: bytes) -> None:
+    def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
         """Take a call the whole way."""
 
     def fail(self, stream: Stream, error: BaseException) -> None:
@@ -78,6 +80,7 @@ class Caller(Protocol):
 
 
 Call = tuple[Caller, Stream, bytes, Note]
+WholeCall = tuple[Caller, Stream, bytes | bytearray | memoryview, Note]
 _Member = tuple[Caller, Stream, bytes, Note, Layout, str]
 
 
@@ -98,11 +101,23 @@ class _Group:
         self.total = 0
 
 
+class Next(Protocol):
+    """Whoever is asked before a call goes the whole way."""
+
+    def run(self, calls: Sequence[WholeCall], quick: QuickRuns) -> list[WholeCall]:
+        """Answer some. Returns the others."""
+
+
 class Lane:
-    """Answers what came in one turn. On the loop's thread; `calls` is filled by the connections."""
+    """Answers what came in one turn. On the loop's thread; `calls` and `large` are filled by the connections.
+
+    `large`: calls that are too large for a joined run.
+    """
 
     def __init__(self, codec: InferCodec, service: InferenceService, clock: Clock, max_calls: int) -> None:
         self.calls: list[Call] = []
+        self.large: list[WholeCall] = []
+        self._next: Next | None = None
         self._codec = codec
         self._quick: QuickRuns
         self._service = service
@@ -115,13 +130,18 @@ class Lane:
         """Who runs the models comes after us, because it wants the loop."""
         self._quick = quick
 
+    def pass_to(self, following: Next) -> None:
+        """Who gets what cannot share a run."""
+        self._next = following
+
     def run(self, in_flight: int) -> None:
         """Answer all calls, or pass them on. `in_flight` others are under way."""
         calls, self.calls = self.calls, []
         places = max(0, self._max_calls - in_flight)
-        over: list[Call] = []
+        over: list[WholeCall] = []
         if len(calls) > places:
-            calls, over = calls[:places], calls[places:]
+            over += calls[places:]
+            del calls[places:]
         groups, left = self._grouped(calls)
         for group in groups:
             try:
@@ -132,8 +152,17 @@ class Lane:
             else:
                 if not is_answered:
                     left += [member[:4] for member in group.members]
-        for peer, stream, body, _ in left + over:
+        if left or self.large:
+            self._pass_on(left, over, places - len(calls))
+        for peer, stream, body, _ in over:
             peer.infer(stream, body)
+
+    def _pass_on(self, left: list[Call], over: list[WholeCall], places: int) -> None:
+        """Offer what could not share a run, and large calls, to whoever is next; the rest goes to `over`."""
+        large, self.large = self.large, []
+        over += large[places:]
+        offered: list[WholeCall] = [*left, *large[:places]]
+        over += offered if self._next is None else self._next.run(offered, self._quick)
 
     def _grouped(self, calls: list[Call]) -> tuple[list[_Group], list[Call]]:
         """Calls that may run now, by the run they share; and the others."""
@@ -146,7 +175,7 @@ class Lane:
             peer, stream, body, note = call
             found = match(body, len(body))
             came_s = peer.seen_s
-            if found is None or came_s + self._allowed_s(stream, note) <= now_s:
+            if found is None or came_s + self.allowed_s(stream, note) <= now_s:
                 left.append(call)
                 continue
             layout, request_id = found
@@ -169,7 +198,7 @@ class Lane:
             group.total += rows
         return groups, left
 
-    def _allowed_s(self, stream: Stream, note: Note) -> float:
+    def allowed_s(self, stream: Stream, note: Note) -> float:
         """How long a call may take; nothing if its timeout is malformed, which is said on the whole way."""
         if note.timeout_at < 0:
             return note.allowed_s

@@ -73,7 +73,7 @@ class Tick:
 
     def _run(self) -> None:
         try:
-            if self._lane.calls:
+            if self._lane.calls or self._lane.large:
                 self._lane.run(self._in_flight.count)
             batch, self._pending = self._pending, []
             if batch:

@@ -1,0 +1,118 @@
+"""Plain ModelInfer calls that share a run with nobody, from octets to octets: large tensors, and shared memory.
+
+Rules: only calls that need no decision go here: a known message, a model that is quick for tensors of this size,
+nothing waiting in front of it, time left. Every other call goes the whole way (`Http2Peer.infer`), where it gets the
+same answer or the reason why not. A model whose rows may mix runs here only in a batch that was probed as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.clock import Clock
+from holdfast.errors import HoldfastError
+from holdfast.inference.pool import ServedModel
+from holdfast.inference.tensors import TensorRequest, TensorResponse
+from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
+from holdfast.serving.native.codec import InferCodec, Layout, arrays_in
+from holdfast.serving.native.lane import PLAIN, TRACED, Lane, WholeCall
+from holdfast.serving.native.shared_calls import SharedCall, SharedCalls
+from holdfast.serving.parameters import InferCall, OutputForm
+from holdfast.serving.protocols import OK, QuickRuns, TapEvent
+from holdfast.serving.rpc import RpcTable
+from holdfast.serving.service import InferenceService
+
+_PLAIN = OutputForm()
+
+
+@dataclass(slots=True, eq=False)
+class _Found:
+    """A call that may run now, and what its run takes."""
+
+    model: ServedModel
+    asked: Layout | SharedCall
+    request_id: str
+    alone_s: float
+
+
+class Alone:
+    """Answers calls one by one. On the loop's thread."""
+
+    def __init__(self, lane: Lane, codec: InferCodec, rpc: RpcTable, service: InferenceService, clock: Clock) -> None:
+        self._lane = lane
+        self._codec = codec
+        self._shared = SharedCalls()
+        self._rpc = rpc
+        self._service = service
+        self._clock = clock
+
+    def run(self, calls: Sequence[WholeCall], quick: QuickRuns) -> list[WholeCall]:
+        """Answer those that may run at once. Returns the others."""
+        left: list[WholeCall] = []
+        left_s = quick.turn_s
+        for call in calls:
+            peer, stream, _, _ = call
+            try:
+                found = self._find(call, quick) if left_s > 0 else None
+                if found is None or not self._answer(call, found, quick):
+                    left.append(call)
+                else:
+                    left_s -= found.alone_s
+            except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
+                peer.fail(stream, error)
+        return left
+
+    def _find(self, call: WholeCall, quick: QuickRuns) -> _Found | None:
+        peer, stream, body, note = call
+        asked: tuple[Layout | SharedCall, str] | None = None
+        if peer.regions is not None and type(body) is bytes:
+            asked = self._shared.find(body)
+        asked = asked or self._codec.look(body)
+        if asked is None or peer.seen_s + self._lane.allowed_s(stream, note) <= self._clock.monotonic_s():
+            return None
+        what, request_id = asked
+        model = quick.find_free(what.kind.model, what.kind.version)
+        if model is None:
+            return None
+        alone_s = model.session.traits.alone_s(0, sum(map(math.prod, what.shapes)))
+        if alone_s is None or alone_s > quick.inline_limit_s:
+            return None
+        return _Found(model, what, request_id, alone_s)
+
+    def _answer(self, call: WholeCall, found: _Found, quick: QuickRuns) -> bool:
+        """Run and answer. False, and nothing was answered, if it must go the whole way."""
+        peer, stream, body, note = call
+        asked, model, form = found.asked, found.model, _PLAIN
+        kind, session = asked.kind, model.session
+        try:
+            if isinstance(asked, SharedCall):
+                assert peer.regions is not None, "found only for those who may use them"
+                inputs, form = asked.read(peer.regions), asked.form
+            else:
+                inputs = arrays_in(body, asked)
+            session.check(inputs, kind.outputs)
+        except HoldfastError:
+            return False  # said on the whole way
+        rows = session.shared_rows(inputs)
+        if rows and session.traits.mixing.bucket_for(rows) != rows:
+            return False
+        counted = rows or next((shape[0] for shape in asked.shapes if shape), 1)
+        outputs = quick.run_quick(model, inputs, kind.outputs, (counted,), (peer.seen_s,))
+        if outputs is None:
+            return False
+        if self._service.has_taps:
+            took_s = self._clock.monotonic_s() - peer.seen_s
+            self._service.tell_event(
+                TapEvent(kind.model, model.version, (found.request_id,), (took_s,), OK, inputs, outputs)
+            )
+        response = TensorResponse(model.name, model.version, found.request_id, outputs, session.labels)
+        message = self._codec.encode(form, response)
+        if message is None:
+            request = TensorRequest(kind.model, kind.version, found.request_id, inputs, kind.outputs)
+            message = self._rpc.encode_infer(InferCall(request, form), response)
+        trace = stream.values[note.trace_at] if note.trace_at >= 0 else note.trace
+        parts = (framed_prefix(len(message)), message)
+        peer.machine.answer(stream, TRACED if trace else PLAIN, parts, PREFIX_BYTES + len(message), trace)
+        return True

@@ -1,0 +1,314 @@
+"""Calls that share a run with nobody: large tensors and shared memory, answered as on the whole way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hpack
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from tests.fakes import served_models as models
+from tests.fakes.clock import FakeClock
+from tests.fakes.shared_calls import shared_request
+from tests.fakes.wire import Wire
+
+from holdfast.inference.pool import ModelPool
+from holdfast.inference.prepare import prepare_session
+from holdfast.inference.session import ModelSource, load_session
+from holdfast.inference.tensors import TensorRequest
+from holdfast.inference.traits import Traits
+from holdfast.serving import oip, oip_pb2
+from holdfast.serving.authorisation import rules_of
+from holdfast.serving.grpc_wire import framed_prefix
+from holdfast.serving.http2.frames import (
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    Setting,
+    frame,
+    settings,
+    window_update,
+)
+from holdfast.serving.native.backend import PeerFacts
+from holdfast.serving.native.front import Calls, NativeFront, NativeOptions
+from holdfast.serving.native.http2_peer import Http2Peer
+from holdfast.serving.protocols import TapEvent
+from holdfast.serving.rpc import MODEL_INFER
+from holdfast.serving.scheduler import ModelScheduler
+from holdfast.serving.server import Address, Server, ServerOptions
+from holdfast.serving.shared_memory import SharedMemory
+
+FIELDS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", MODEL_INFER),
+    (":authority", "localhost"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
+WIDE = 80_000  # numbers of a row: 320 kB, above a stream's window, and too large to be probed in batches
+BYTES = WIDE * 4
+
+
+def wide(kind: str) -> bytes:
+    """y = kind(x, ...), float32[n, WIDE]."""
+    inputs = {"Add": ["x", "x"], "Identity": ["x"]}[kind]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDE]) for name in "xy")
+    return models.model_bytes(helper.make_graph([helper.make_node(kind, inputs, ["y"])], "wide", [x], [y]))
+
+
+class Tap:
+    """Keeps what it is told, arrays too."""
+
+    def __init__(self) -> None:
+        self.events: list[TapEvent] = []
+
+    def on_response(self, event: TapEvent) -> None:
+        self.events.append(event)
+
+
+class Bench:
+    """A native front without sockets: one connection, turned by hand. Its model "few" has short rows."""
+
+    def __init__(self, folder: Path, *, memoise: bool = True, facts: PeerFacts | None = None) -> None:
+        pool = ModelPool()
+        quick = Traits(run_s=1e-5, run_elements=WIDE, is_bounded=True)  # said, not measured: this machine may be busy
+        for name, kind in (("double", "Add"), ("same", "Identity")):
+            pool.swap(name, "1", load_session(ModelSource(wide(kind))).measured(quick))
+        pool.swap("few", "1", prepare_session(ModelSource(models.scale(2.0))))
+        self.tap = Tap()
+        clock = FakeClock()
+        options = ServerOptions(Address("127.0.0.1", 0), rules=rules_of(shared_memory=True))
+        server = Server(pool, (self.tap,), options, clock)
+        regions = server._table.regions_for(is_local=True, is_admin=False)
+        assert regions is not None
+        regions._folder = folder
+        self.regions: SharedMemory = regions
+        self.front = NativeFront(
+            Calls(server._table, server._routes, server._service), clock, NativeOptions(memoise=memoise)
+        )
+        self.front.tick.serve_with(
+            ModelScheduler(pool, clock, lambda callback: callback(), observer=server._statistics)
+        )
+        self.front.tick._is_set = True  # turned by hand: nothing may go to a loop that does not run
+        self.wire = Wire()
+        self.peer = Http2Peer(self.front._backend, self.wire, facts or PeerFacts(), clock.monotonic_s())
+        self.peer.receive(PREFACE + settings({Setting.INITIAL_WINDOW_SIZE: 2**20}) + window_update(0, 2**30))
+        self.whole_ways = 0
+        whole = self.peer.infer
+
+        def infer(*call: object) -> None:
+            self.whole_ways += 1
+            whole(*call)  # type: ignore[arg-type]  # handed on as it came
+
+        self.peer.infer = infer  # type: ignore[method-assign]  # to count
+        self._encoder, self._decoder, self._stream_id = hpack.Encoder(), hpack.Decoder(), -1
+        self.turn()
+
+    def turn(self) -> bytes:
+        self.front.tick._run()
+        self.front.tick._is_set = True
+        data, self.wire.data = self.wire.data, b""
+        return data
+
+    def ask(self, message: bytes, cut: int = 1 << 16) -> tuple[str, bytes]:
+        """The status of a call and its message; the octets come in pieces of `cut`."""
+        self._stream_id += 2
+        body = framed_prefix(len(message)) + message
+        pieces = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
+        *first, last = (frame(0, 0, self._stream_id, piece) for piece in pieces)
+        block = self._encoder.encode(FIELDS, huffman=False)
+        ended = last[:4] + bytes((END_STREAM,)) + last[5:]
+        sent = b"".join((frame(HEADERS, END_HEADERS, self._stream_id, block), *first, ended))
+        told = b""
+        for at in range(0, len(sent), cut):
+            self.peer.receive(sent[at : at + cut])
+            told += self.turn()
+        return self._read(told)
+
+    def _read(self, data: bytes) -> tuple[str, bytes]:
+        status, body = "", b""
+        while data:
+            size, kind = int.from_bytes(data[:3], "big"), data[3]
+            payload, data = data[9 : 9 + size], data[9 + size :]
+            if kind == 0:
+                body += payload
+            elif kind == HEADERS:
+                status = dict(self._decoder.decode(payload)).get("grpc-status", status)
+        return status, body[5:]
+
+    def close(self) -> None:
+        self.front._loop.close()
+        self.front._executor.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What stands for /dev/shm: an object with room for two tensors."""
+    (tmp_path / "k").write_bytes(bytes(2 * BYTES))
+    return tmp_path
+
+
+@pytest.fixture
+def bench(folder: Path) -> Iterator[Bench]:
+    made = Bench(folder)
+    made.regions.register("r", "k", 0, 2 * BYTES)
+    yield made
+    made.close()
+
+
+def tensor(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((1, WIDE)).astype(np.float32)
+
+
+def put(folder: Path, x: np.ndarray, offset: int = 0) -> None:
+    with (folder / "k").open("r+b") as file:
+        file.seek(offset)
+        file.write(x.tobytes())
+
+
+def shared(
+    model: str = "double",
+    request_id: str = "1",
+    *,
+    shape: tuple[int, ...] = (1, WIDE),
+    offset: int = 0,
+    size: int = BYTES,
+    out: int = -1,
+) -> bytes:
+    return shared_request(model, request_id, shape, size=size, offset=offset, out=out)
+
+
+def sent(model: str, x: np.ndarray, request_id: str = "1") -> bytes:
+    return oip.encode_request(TensorRequest(model, "", request_id, {"x": x}))
+
+
+@pytest.mark.parametrize("cut", [1 << 12, 1 << 16, 250_000])
+@pytest.mark.parametrize("model", ["double", "same"])
+def test_large_tensor_is_answered_without_the_whole_way(bench: Bench, model: str, cut: int) -> None:
+    for seed in range(3):
+        x = tensor(seed)
+
+        status, message = bench.ask(sent(model, x, f"id-{seed}"), cut)
+
+        answer = oip.decode_response(message)
+        assert (status, answer.request_id, answer.version) == ("0", f"id-{seed}", "1")
+        assert np.array_equal(answer.outputs["y"], x * (2 if model == "double" else 1))
+    assert bench.whole_ways == 0
+
+
+def test_what_lies_in_shared_memory_is_read_anew_for_the_same_request(bench: Bench, folder: Path) -> None:
+    for seed in range(4):
+        x = tensor(seed)
+        put(folder, x)
+
+        status, message = bench.ask(shared())
+
+        assert (status, oip.decode_response(message).outputs["y"].tolist()) == ("0", (2 * x).tolist())
+    assert bench.whole_ways == 0
+
+
+def test_nobody_changes_a_tensor_that_was_read_and_no_two_requests_share_one(bench: Bench, folder: Path) -> None:
+    wanted = []
+    for seed in range(6):
+        x = tensor(seed)
+        put(folder, x, seed % 2 * BYTES)
+        assert bench.ask(shared("same", str(seed), offset=seed % 2 * BYTES))[0] == "0"
+        wanted.append(x)
+    put(folder, np.zeros(2 * WIDE, np.float32))
+
+    for event, x in zip(bench.tap.events, wanted, strict=True):  # a tap that keeps the arrays keeps them as they were
+        assert event.inputs is not None
+        assert event.outputs is not None
+        assert np.array_equal(event.inputs["x"], x)
+        assert np.array_equal(event.outputs["y"], x)
+    assert bench.whole_ways == 0
+
+
+def test_answer_that_goes_to_shared_memory_is_written_there(bench: Bench, folder: Path) -> None:
+    x = tensor(1)
+    put(folder, x)
+
+    status, message = bench.ask(shared(out=BYTES))
+
+    answer = oip_pb2.ModelInferResponse.FromString(message)
+    assert (status, list(answer.raw_output_contents)) == ("0", [b""])
+    assert answer.outputs[0].parameters["shared_memory_offset"].int64_param == BYTES
+    assert (folder / "k").read_bytes()[BYTES:] == (2 * x).tobytes()
+    assert bench.whole_ways == 0
+
+
+def test_object_that_is_cut_short_between_two_requests_fails_the_second_alone(bench: Bench, folder: Path) -> None:
+    assert bench.ask(shared())[0] == "0"
+    os.truncate(folder / "k", BYTES - 1)
+    assert bench.ask(shared())[0] == "3"  # INVALID_ARGUMENT
+    os.truncate(folder / "k", 2 * BYTES)
+    put(folder, tensor(5))
+
+    status, message = bench.ask(shared())
+
+    assert (status, oip.decode_response(message).outputs["y"].tolist()) == ("0", (2 * tensor(5)).tolist())
+
+
+def test_region_that_is_gone_is_not_remembered(bench: Bench) -> None:
+    assert bench.ask(shared())[0] == "0"
+
+    bench.regions.unregister("r")
+
+    assert bench.ask(shared())[0] == "5"  # NOT_FOUND
+
+
+def test_slot_outside_the_region_is_refused_again_and_again(bench: Bench) -> None:
+    assert [bench.ask(shared(offset=2 * BYTES - 16))[0] for _ in range(3)] == ["3", "3", "3"]
+
+
+def test_peer_from_another_machine_reads_no_shared_memory(folder: Path) -> None:
+    bench = Bench(folder, facts=PeerFacts(is_local=False))
+    bench.regions.register("r", "k", 0, 2 * BYTES)
+
+    try:
+        assert [bench.ask(shared())[0] for _ in range(2)] == ["12", "12"]  # UNIMPLEMENTED
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        lambda x: shared("absent"),
+        lambda x: shared(size=BYTES - 4),
+        lambda x: shared("few", shape=(3, 4), size=48),
+        lambda x: sent("absent", x),
+        lambda x: sent("double", x.astype(np.float64)),
+        lambda x: sent("double", x.reshape(-1, 8)),
+        lambda x: sent("double", x)[:-4],
+        lambda x: sent("double", x) + b"\x3a\x00",
+        lambda x: oip.encode_request(TensorRequest("double", "", "", {"x": x}, ("y", "y"))),
+        lambda x: oip.encode_request(TensorRequest("double", "7", "", {"x": x})),
+    ],
+    ids=[
+        "unknown model in shared memory",
+        "another size than the shape's",
+        "rows that may mix",
+        "unknown model",
+        "wrong datatype",
+        "wrong shape",
+        "too few octets",
+        "a tensor too many",
+        "an output twice",
+        "unknown version",
+    ],
+)
+def test_answers_are_those_of_the_whole_way(folder: Path, message: Callable[[np.ndarray], bytes]) -> None:
+    told = []
+    for memoise in (True, False):
+        bench = Bench(folder, memoise=memoise)
+        bench.regions.register("r", "k", 0, 2 * BYTES)
+        told.append([bench.ask(message(tensor(3))) for _ in range(2)])
+        bench.close()
+
+    assert told[0] == told[1]
