@@ -17,21 +17,25 @@ from holdfast.autodiff.writer import GraphWriter
 @dataclass(frozen=True, slots=True)
 class CellWeights:
     """recurrent: float32[gates * hidden, hidden]. recurrent_bias: float32[gates * hidden] or "", where a cell adds it
-    itself (GRU); else it is in the input's share already. `hidden` is the number of units."""
+    itself (GRU); else it is in the input's share already. `hidden` is the number of units. peepholes:
+    float32[3 * hidden], of the gates i, o and f, or "" where the gates do not see the cell's state."""
 
     recurrent: str
     recurrent_bias: str
     hidden: int
+    peepholes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BackStep:
     """d_input: gradient of the input's share of all gates. through_recurrent: (gradient of the product, what was
-    multiplied with the recurrent weight), gates in order. d_states: gradients of the states before the step."""
+    multiplied with the recurrent weight), gates in order. d_states: gradients of the states before the step.
+    d_peepholes: those of the peepholes by each row, or ""."""
 
     d_input: str
     through_recurrent: Sequence[tuple[str, str]]
     d_states: list[str]
+    d_peepholes: str = ""
 
 
 # (writer, weights, input's share of the gates, states before) -> (states after, names kept for the way back)
@@ -78,6 +82,48 @@ def _lstm_back(
     d_gates = out.node("Concat", [raw, raw_g], axis=1)
     d_h = out.node("MatMul", [d_gates, weights.recurrent])
     return BackStep(d_gates, [(d_gates, h)], [d_h, out.node("Mul", [dc, f])])
+
+
+def _peephole_lstm(
+    out: GraphWriter, weights: CellWeights, share: str, states: Sequence[str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """The gates i and f see the state before the step, o the one after it (Gers and Schmidhuber 2000)."""
+    h, c = states
+    n = weights.hidden
+    p_i, p_o, p_f = _thirds(out, weights.peepholes, n)
+    gates = out.node("Gemm", [h, weights.recurrent, share], transB=1)
+    raw_i, raw_o, raw_f, raw_g = out.nodes_out("Split", [gates, out.integers(n, n, n, n)], 4, axis=1)
+    i = out.node("Sigmoid", [out.node("Add", [raw_i, out.node("Mul", [p_i, c])])])
+    f = out.node("Sigmoid", [out.node("Add", [raw_f, out.node("Mul", [p_f, c])])])
+    g = out.node("Tanh", [raw_g])
+    new_c = out.node("Add", [out.node("Mul", [f, c]), out.node("Mul", [i, g])])
+    o = out.node("Sigmoid", [out.node("Add", [raw_o, out.node("Mul", [p_o, new_c])])])
+    t = out.node("Tanh", [new_c])
+    return [out.node("Mul", [o, t]), new_c], (i, o, f, g, t, new_c)
+
+
+def _peephole_lstm_back(
+    out: GraphWriter, weights: CellWeights, kept: Sequence[str], states: Sequence[str], flowing: Sequence[str]
+) -> BackStep:
+    i, o, f, g, t, new_c = kept
+    h, c = states
+    dh, dc = flowing
+    p_i, p_o, p_f = _thirds(out, weights.peepholes, weights.hidden)
+    raw_o = out.node("Mul", [out.node("Mul", [dh, t]), _logistic_slope(out, o)])
+    through_h = out.node("Mul", [out.node("Mul", [dh, o]), _tanh_slope(out, t)])
+    dc = out.node("Sum", [dc, through_h, out.node("Mul", [raw_o, p_o])])
+    raw_i = out.node("Mul", [out.node("Mul", [dc, g]), _logistic_slope(out, i)])
+    raw_f = out.node("Mul", [out.node("Mul", [dc, c]), _logistic_slope(out, f)])
+    raw_g = out.node("Mul", [out.node("Mul", [dc, i]), _tanh_slope(out, g)])
+    d_gates = out.node("Concat", [raw_i, raw_o, raw_f, raw_g], axis=1)
+    d_c = out.node("Sum", [out.node("Mul", pair) for pair in ([dc, f], [raw_i, p_i], [raw_f, p_f])])
+    seen = [out.node("Mul", pair) for pair in ([raw_i, c], [raw_o, new_c], [raw_f, c])]
+    d_h = out.node("MatMul", [d_gates, weights.recurrent])
+    return BackStep(d_gates, [(d_gates, h)], [d_h, d_c], out.node("Concat", seen, axis=1))
+
+
+def _thirds(out: GraphWriter, value: str, size: int) -> list[str]:
+    return out.nodes_out("Split", [value, out.integers(size, size, size)], 3, axis=0)
 
 
 def _simple(activation: str) -> Step:
@@ -180,6 +226,7 @@ def _through_relu(out: GraphWriter, dy: str, y: str) -> str:
 CELLS: Mapping[str, Cell] = MappingProxyType(
     {
         "LSTM": Cell(4, 2, 6, _lstm, _lstm_back),
+        "LSTM peephole": Cell(4, 2, 6, _peephole_lstm, _peephole_lstm_back),
         "GRU": Cell(3, 1, 5, _gru(linear_before_reset=False), _gru_back(linear_before_reset=False)),
         "GRU linear": Cell(3, 1, 5, _gru(linear_before_reset=True), _gru_back(linear_before_reset=True)),
         "RNN Tanh": Cell(1, 1, 1, _simple("Tanh"), _simple_back(_through_tanh)),

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 
+from holdfast.autodiff.reference_recurrent import RECURRENT
+
 Doubles = NDArray[np.float64]
 Sizes = tuple[int, ...]
 
@@ -247,3 +249,4 @@ OPERATORS: tuple[type[OpRun], ...] = (
 )
 for _operator in OPERATORS:
     _operator.op_domain = ""
+OPERATORS += RECURRENT

@@ -2,7 +2,8 @@
 
 Source: back-propagation through time (Werbos 1990). The number of steps is static, so the forward pass is written out
 step by step, which hands over the gates; the products with the input, and all weight gradients, are one matrix product
-over all steps. Sequences of unequal length, peepholes, clipping and other activations are refused by name.
+over all steps. In a sequence that is shorter, steps behind its end leave the state as it was and give 0 (operator
+specification of sequence_lens). Clipping, coupled gates and other activations are refused by name.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx import TensorProto
+
 from holdfast.autodiff.recurrent_cells import CELLS, Cell, CellWeights
-from holdfast.autodiff.rule import GradientRule, NodeView, zeros
+from holdfast.autodiff.rule import GradientRule, NodeView, as_float, zeros
 from holdfast.autodiff.writer import GraphWriter
 
 X, W, R, B, LENGTHS, INITIAL, PEEPHOLES = 0, 1, 2, 3, 4, 5, 7
@@ -34,10 +37,12 @@ class _Net:
     r: str
     input_bias: str
     recurrent_bias: str
+    peepholes: str
+    lengths: str
 
     @property
     def weights(self) -> CellWeights:
-        return CellWeights(self.r, self.recurrent_bias, self.hidden)
+        return CellWeights(self.r, self.recurrent_bias, self.hidden, self.peepholes)
 
     @property
     def steps(self) -> int:
@@ -45,7 +50,7 @@ class _Net:
 
 
 def _nets(view: NodeView, out: GraphWriter) -> list[_Net]:
-    _check_form(view)
+    lengths = _lengths(view)
     steps, batch, inputs = view.input_shape(X)
     directions, _, hidden = view.input_shape(R)
     names = {"forward": (1,), "reverse": (-1,), "bidirectional": (1, -1)}[view.text("direction", "forward")]
@@ -71,20 +76,26 @@ def _nets(view: NodeView, out: GraphWriter) -> list[_Net]:
                 r=r,
                 input_bias=bias,
                 recurrent_bias=halves[1] if adds_itself else "",
+                peepholes=_of_direction(view, out, PEEPHOLES, index, directions),
+                lengths=lengths,
             )
         )
     return nets
 
 
-def _check_form(view: NodeView) -> None:
-    lengths = view.constant_integers(LENGTHS)
-    if lengths is not None and any(length != view.input_shape(X)[0] for length in lengths):
-        raise view.refusal("sequences of unequal length have no rule")
-    if view.has(PEEPHOLES):
-        raise view.refusal("peepholes have no rule")
+def _lengths(view: NodeView) -> str:
+    """The input with how many steps each row has; "" where all have all.
+
+    Raises: AutodiffError: a form of the operator without a rule.
+    """
     for name in ("clip", "input_forget", "layout"):
         if view.has_attribute(name) and (view.integer(name, 0) or view.real(name, 0.0)):
             raise view.refusal(f"the attribute {name} has no rule")
+    if not view.has(LENGTHS):
+        return ""
+    known = view.constants.get(view.inputs[LENGTHS])
+    is_whole = known is not None and bool((known == view.input_shape(X)[0]).all())
+    return "" if is_whole else view.inputs[LENGTHS]
 
 
 def _cell_name(view: NodeView, index: int) -> str:
@@ -96,6 +107,8 @@ def _cell_name(view: NodeView, index: int) -> str:
         return f"RNN {found[0]}"
     if tuple(found) != expected:
         raise view.refusal(f"the activations {', '.join(found)} have no rule")
+    if operator == "LSTM" and view.has(PEEPHOLES):
+        return "LSTM peephole"
     return "GRU linear" if operator == "GRU" and view.integer("linear_before_reset", 0) else operator
 
 
@@ -132,14 +145,30 @@ def _forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
         made = [""] * net.steps
         for t in net.order:
             saved += states
-            states, kept = net.cell.step(out, net.weights, shares[t], states)
+            after, kept = net.cell.step(out, net.weights, shares[t], states)
             saved += kept
-            made[t] = states[0]
+            lives, ended = _lives(out, net, t)
+            states = [_blended(out, lives, ended, new, old) for new, old in zip(after, states, strict=True)]
+            made[t] = out.node("Mul", [after[0], lives]) if lives else after[0]
         shape = out.integers(net.steps, 1, net.batch, net.hidden)
         sequences.append(out.node("Reshape", [_joined(out, made), shape]))
         lasts.append(states)
     _name_outputs(view, out, sequences, lasts)
     return tuple(saved)
+
+
+def _lives(out: GraphWriter, net: _Net, t: int) -> tuple[str, str]:
+    """float32[batch, 1]: 1 for the rows that have a step t, and 1 for the others; "" where all rows have all steps."""
+    if not net.lengths:
+        return "", ""
+    lengths = out.node("Reshape", [out.node("Cast", [net.lengths], to=int(TensorProto.INT64)), out.integers(-1, 1)])
+    lives = as_float(out, out.node("Greater", [lengths, out.integer(t)]))
+    return lives, out.node("Sub", [out.scalar(1.0), lives])
+
+
+def _blended(out: GraphWriter, lives: str, ended: str, new: str, old: str) -> str:
+    """`new` for the rows that have this step, `old` for the others."""
+    return out.node("Add", [out.node("Mul", [new, lives]), out.node("Mul", [old, ended])]) if lives else new
 
 
 def _name_outputs(view: NodeView, out: GraphWriter, sequences: list[str], lasts: list[list[str]]) -> None:
@@ -160,7 +189,7 @@ def _backward(view: NodeView, out: GraphWriter, gradients: Sequence[str | None])
     if view.wants(X):
         dx = parts[0][X] if len(parts) == 1 else out.node("Sum", [part[X] for part in parts])
         found[X] = out.node("Reshape", [dx, out.integers(*view.input_shape(X))])
-    for index in (W, R, B, INITIAL, INITIAL + 1):
+    for index in (W, R, B, INITIAL, INITIAL + 1, PEEPHOLES):
         if view.wants(index):
             rows = [out.node("Unsqueeze", [part[index], out.integers(0)]) for part in parts]
             found[index] = rows[0] if len(rows) == 1 else out.node("Concat", rows, axis=0)
@@ -178,14 +207,19 @@ def _direction_back(
     flowing = _last_gradients(out, net, gradients)
     d_shares = [""] * net.steps
     products: list[list[tuple[str, str]]] = []
+    seen: list[str] = []
     for position in reversed(range(net.steps)):
         t = net.order[position]
-        if from_outputs:
-            flowing[0] = out.node("Add", [flowing[0], from_outputs[t]])
+        if from_outputs:  # behind a row's end nobody made the output, and what flows into the state is cut off below
+            flowing[0] = out.node("Add", [flowing[0], _kept(out, net, t, from_outputs[t])])
         before, kept = own[position][: cell.states], own[position][cell.states :]
-        back = cell.step_back(out, net.weights, kept, before, flowing)
-        d_shares[t], flowing = back.d_input, list(back.d_states)
+        back = cell.step_back(out, net.weights, kept, before, [_kept(out, net, t, each) for each in flowing])
+        ended = _lives(out, net, t)[1]
+        passing = [out.node("Mul", [each, ended]) if ended else "" for each in flowing]
+        flowing = [out.node("Add", pair) if pair[1] else pair[0] for pair in zip(back.d_states, passing, strict=True)]
+        d_shares[t] = back.d_input
         products.append(list(back.through_recurrent))
+        seen.append(back.d_peepholes)
     share = _joined(out, d_shares)
     blocks = []
     for part in zip(*products, strict=True):
@@ -198,7 +232,18 @@ def _direction_back(
         R: _joined(out, [out.node("Gemm", [d, value], transA=1) for d, value in blocks]),
         B: _joined(out, [first, *second]),
         **{INITIAL + state: gradient for state, gradient in enumerate(flowing)},
+        **(
+            {PEEPHOLES: out.node("ReduceSum", [_joined(out, seen), out.integers(0)], keepdims=0)}
+            if net.peepholes
+            else {}
+        ),
     }
+
+
+def _kept(out: GraphWriter, net: _Net, t: int, gradient: str) -> str:
+    """A gradient of the rows that have a step t."""
+    lives, _ = _lives(out, net, t)
+    return out.node("Mul", [gradient, lives]) if lives else gradient
 
 
 def _step_gradients(view: NodeView, out: GraphWriter, net: _Net, gradients: Sequence[str | None]) -> list[str]:
@@ -237,7 +282,7 @@ def _joined(out: GraphWriter, parts: Sequence[str]) -> str:
 _THROUGH_TIME = "through time, step by step; dW, dR, dB: one product over all steps"
 
 RULES = (
-    GradientRule("LSTM", f"dc = dc' f + dh o (1 - tanh(c)^2), {_THROUGH_TIME}", _backward, (4, 7), _forward),
+    GradientRule("LSTM", f"dc = dc' f + dh o (1 - tanh(c)^2), {_THROUGH_TIME}", _backward, (4,), _forward),
     GradientRule("GRU", f"dh = dh' z + through z, r and candidate, {_THROUGH_TIME}", _backward, (4,), _forward),
     GradientRule("RNN", f"dh = f'(h) dh' R, {_THROUGH_TIME}", _backward, (4,), _forward),
 )

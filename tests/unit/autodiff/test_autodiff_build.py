@@ -250,9 +250,9 @@ REFUSED_FORMS = {
         [node("ScatterElements", ["h", "places", "h"], ["y"], name="it", reduction="mul")],
         r"'it' \(ScatterElements\): reduction 'mul'",
     ),
-    "lstm_with_peepholes": (
-        [node("LSTM", ["h", "W", "R", "", "", "", "", "P"], ["y"], name="it", hidden_size=2)],
-        r"'it' \(LSTM\): peepholes",
+    "lstm_with_coupled_gates": (
+        [node("LSTM", ["h", "W", "R"], ["y"], name="it", hidden_size=2, input_forget=1)],
+        r"'it' \(LSTM\): the attribute input_forget",
     ),
     "lstm_with_other_activations": (
         [node("LSTM", ["h", "W", "R"], ["y"], name="it", hidden_size=2, activations=["Tanh", "Tanh", "Tanh"])],
@@ -277,7 +277,7 @@ REFUSED_FORMS = {
 def test_build_names_the_node_whose_form_has_no_gradient(form: str) -> None:
     nodes, message = REFUSED_FORMS[form]
     rng = np.random.default_rng(0)
-    shapes = {"w": (3, 3), "s": (3,), "P": (1, 6), **RNN_WEIGHTS}
+    shapes = {"w": (3, 3), "s": (3,), **RNN_WEIGHTS}
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     weights["places"] = np.zeros((2, 3, 3), np.int64)
     data = [node("ReduceMax", ["x"], ["top"], keepdims=0), node("Cast", ["top"], ["i"], to=TensorProto.INT64)]

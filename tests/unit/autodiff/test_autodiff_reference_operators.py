@@ -60,3 +60,35 @@ def test_operator_gives_what_the_runtime_gives(name: str) -> None:
     (got,) = ReferenceEvaluator(model, new_ops=list(OPERATORS)).run(None, feeds)
 
     np.testing.assert_allclose(got, session.run(None, feeds)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 4, 4], [2, 4, 1]], ids=["whole", "equal", "short"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_operator_ends_each_row_where_the_runtime_does(
+    operator: str, gates: int, direction: str, lengths: list[int] | None
+) -> None:
+    ways, states = 2 if direction == "bidirectional" else 1, ["h", "c"] if operator == "LSTM" else ["h"]
+    shapes = {"x": (4, 3, 2), "w": (ways, gates * 2, 2), "r": (ways, gates * 2, 2), "b": (ways, gates * 4)}
+    shapes |= dict.fromkeys(states, (ways, 3, 2)) | ({"p": (ways, 6)} if operator == "LSTM" else {})
+    feeds = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    if lengths is not None:
+        feeds["n"] = np.array(lengths, np.int32)
+    names = ["x", "w", "r", "b", "n" if lengths is not None else "", *states, *(["p"] if operator == "LSTM" else [])]
+    outputs = ["y", *(f"y_{state}" for state in states)]
+    graph = helper.make_graph(
+        [node(operator, names, outputs, hidden_size=2, direction=direction)],
+        "one",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT32 if name == "n" else TensorProto.FLOAT, value.shape)
+            for name, value in feeds.items()
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    got = ReferenceEvaluator(model, new_ops=list(OPERATORS)).run(None, feeds)
+
+    for found, expected in zip(got, session.run(None, feeds), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -61,6 +61,31 @@ def test_selfcheck_finds_one_wrong_gradient(parameter: str, factor: float) -> No
         check_gradients(replace(graphs, train=wrong.SerializeToString()), split_weights(model).weights)
 
 
+def test_selfcheck_passes_sequences_whose_lengths_come_with_the_samples() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"W": (1, 8, 3), "R": (1, 8, 2), "P": (1, 6), "head": (2, 3)}
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "W", "R", "", "lengths", "", "", "P"], ["", "last"], hidden_size=2),
+        helper.make_node("Squeeze", ["last", "axis"], ["state"]),
+        helper.make_node("MatMul", ["state", "head"], ["logits"]),
+    ]
+    model = onnx.load_from_string(
+        classifier(nodes, {**tensors, "axis": np.array([0])}, inputs={"x": ("batch", 4, 3), "lengths": ("batch",)})
+    )
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.INT32
+    data = model.SerializeToString()
+    examples = {
+        "x": rng.standard_normal((5, 4, 3)).astype(np.float32),
+        "lengths": np.array([1, 4, 2, 3, 4], np.int32),
+    }
+
+    check = check_gradients(build_graphs(data, batch=5), split_weights(data).weights, examples=examples)
+
+    assert max(check.directional_error, check.reference_error) < 1e-5
+
+
 def test_selfcheck_asks_for_examples_where_inputs_are_not_float() -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 from tests.vectors.autodiff.case import Case, mixed, node
 
 STEPS, BATCH, INPUTS, HIDDEN = 4, 2, 3, 2
@@ -11,7 +11,15 @@ TO_STEPS = node("Transpose", ["x"], ["steps"], perm=[1, 0, 2])
 
 
 def _case(
-    name: str, operator: str, *, bias: bool = True, initial: bool = False, use: str = "Y", **attributes: object
+    name: str,
+    operator: str,
+    *,
+    bias: bool = True,
+    initial: bool = False,
+    lengths: tuple[int, ...] = (),
+    peepholes: bool = False,
+    use: str = "Y",
+    **attributes: object,
 ) -> Case:
     """`use` names the outputs that the loss sees, joined with +."""
     directions = 2 if attributes.get("direction") == "bidirectional" else 1
@@ -24,6 +32,13 @@ def _case(
     if initial:
         inputs += states
         weights.update(dict.fromkeys(states, (directions, BATCH, HIDDEN)))
+    if peepholes:
+        inputs += [""] * (7 - len(inputs)) + ["P"]
+        weights["P"] = (directions, 3 * HIDDEN)
+    before = [TO_STEPS]
+    if lengths:  # int32, as the operator wants them
+        inputs[4] = "n"
+        before.append(node("Cast", ["lengths"], ["n"], to=TensorProto.INT32))
     wanted = use.split("+")
     outputs = [each if each in wanted else "" for each in ("Y", "Y_h", "Y_c")][: 3 if operator == "LSTM" else 2]
     while not outputs[-1]:
@@ -31,7 +46,8 @@ def _case(
     while not inputs[-1]:
         inputs.pop()
     made = node(operator, inputs, outputs, name="op", hidden_size=HIDDEN, **attributes)
-    return mixed(name, [TO_STEPS, made, *_joined(wanted)], weights, (BATCH, STEPS, INPUTS))
+    fixed = {"lengths": list(lengths)} if lengths else {}
+    return mixed(name, [*before, made, *_joined(wanted)], weights, (BATCH, STEPS, INPUTS), fixed=fixed)
 
 
 def _joined(wanted: list[str]) -> list[NodeProto]:
@@ -60,6 +76,15 @@ def _cases() -> list[Case]:
         cases.append(_case(f"{name}_initial", operator, initial=True, **attributes))
         cases.append(_case(f"{name}_reverse", operator, direction="reverse", use="Y+Y_h", **attributes))
         cases.append(_case(f"{name}_bidirectional", operator, direction="bidirectional", initial=True, **attributes))
+    for name, operator, attributes in forms:
+        short = {"lengths": (STEPS - 2, STEPS), "initial": True, **attributes}
+        cases.append(_case(f"lengths_{name}", operator, use="Y+Y_h", **short))
+        cases.append(_case(f"lengths_{name}_both_ways", operator, use="Y+Y_h", direction="bidirectional", **short))
+    cases.append(_case("lengths_lstm_cell_state", "LSTM", lengths=(1, 3), use="Y_h+Y_c", direction="reverse"))
+    cases.append(_case("lstm_peepholes", "LSTM", peepholes=True, use="Y+Y_c"))
+    both = {"direction": "bidirectional", "initial": True, "use": "Y+Y_h+Y_c"}
+    cases.append(_case("lstm_peepholes_both_ways", "LSTM", peepholes=True, **both))
+    cases.append(_case("lengths_lstm_peepholes", "LSTM", peepholes=True, bias=False, lengths=(4, 1), **both))
     cases.append(_case("lstm_cell_state", "LSTM", use="Y_c"))
     cases.append(_case("lstm_all_outputs", "LSTM", use="Y+Y_h+Y_c", initial=True, direction="bidirectional"))
     cases.append(_case("rnn_relu", "RNN", activations=["Relu"]))

@@ -145,8 +145,9 @@ def lrn(args: Args, a: Attributes) -> Tensor:
 def _lstm_step(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, b: Tensor, a: Attributes) -> tuple[Tensor, ...]:
     half = b.shape[0] // 2
     i, o, f, g = (x @ w.T + h @ r.T + b[:half] + b[half:]).chunk(4, dim=1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    p_i, p_o, p_f = a["peepholes"].chunk(3) if a["peepholes"] is not None else (0, 0, 0)
+    c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+    return torch.sigmoid(o + p_o * c) * torch.tanh(c), c
 
 
 def _gru_step(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, b: Tensor, a: Attributes) -> tuple[Tensor, ...]:
@@ -169,7 +170,7 @@ def _rnn_step(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, b: Tensor, 
 
 def recurrent(step: Callable[..., tuple[Tensor, ...]]) -> Callable[[Args, Attributes], list[Tensor]]:
     def run(args: Args, a: Attributes) -> list[Tensor]:
-        x, w, r, b, _, h0, c0 = (*args, *[None] * (7 - len(args)))[:7]
+        x, w, r, b, lengths, h0, c0, p = (*args, *[None] * (8 - len(args)))[:8]
         signs = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[a.get("direction", b"forward").decode()]
         sequences, hs, cs = [], [], []
         for d, sign in enumerate(signs):
@@ -178,9 +179,12 @@ def recurrent(step: Callable[..., tuple[Tensor, ...]]) -> Callable[[Args, Attrib
             c = zero if c0 is None else c0[d]
             bias = x.new_zeros(2 * w.shape[1]) if b is None else b[d]
             made: dict[int, Tensor] = {}
+            own = {**a, "peepholes": None if p is None else p[d]}
             for t in range(x.shape[0])[::sign]:
-                h, c = step(x[t], h, c, w[d], r[d], bias, a)
-                made[t] = h
+                next_h, next_c = step(x[t], h, c, w[d], r[d], bias, own)
+                lives = torch.ones(x.shape[1], 1, dtype=torch.bool) if lengths is None else (lengths > t)[:, None]
+                h, c = torch.where(lives, next_h, h), torch.where(lives, next_c, c)
+                made[t] = torch.where(lives, h, 0.0)
             sequences.append(torch.stack([made[t] for t in range(x.shape[0])]))
             hs.append(h)
             cs.append(c)
