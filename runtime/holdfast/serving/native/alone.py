@@ -16,8 +16,9 @@ from holdfast.errors import HoldfastError
 from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
+from holdfast.serving.native.call_notes import PLAIN, TRACED, Timeouts
 from holdfast.serving.native.codec import InferCodec, Layout, arrays_in
-from holdfast.serving.native.lane import PLAIN, TRACED, Lane, WholeCall
+from holdfast.serving.native.lane import WholeCall
 from holdfast.serving.native.shared_calls import SharedCall, SharedCalls
 from holdfast.serving.parameters import InferCall, OutputForm
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
@@ -40,8 +41,8 @@ class _Found:
 class Alone:
     """Answers calls one by one. On the loop's thread."""
 
-    def __init__(self, lane: Lane, codec: InferCodec, rpc: RpcTable, service: InferenceService, clock: Clock) -> None:
-        self._lane = lane
+    def __init__(self, codec: InferCodec, rpc: RpcTable, service: InferenceService, clock: Clock) -> None:
+        self._timeouts = Timeouts()
         self._codec = codec
         self._shared = SharedCalls()
         self._rpc = rpc
@@ -70,7 +71,7 @@ class Alone:
         if peer.regions is not None and type(body) is bytes:
             asked = self._shared.find(body)
         asked = asked or self._codec.look(body)
-        if asked is None or peer.seen_s + self._lane.allowed_s(stream, note) <= self._clock.monotonic_s():
+        if asked is None or peer.seen_s + self._timeouts.allowed_s(stream, note) <= self._clock.monotonic_s():
             return None
         what, request_id = asked
         model = quick.find_free(what.kind.model, what.kind.version)

@@ -77,7 +77,7 @@ class NativeFront:
         self._loop = make_loop()
         codec, in_flight = InferCodec(), Gate(options.max_in_flight, "requests")
         lane = Lane(codec, calls.service, clock, options.max_in_flight)
-        lane.pass_to(Alone(lane, codec, calls.rpc, calls.service, clock))
+        lane.pass_to(Alone(codec, calls.rpc, calls.service, clock))
         self.tick = Tick(self._loop, lane, in_flight)
         self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="calls")
         self._backend = Backend(

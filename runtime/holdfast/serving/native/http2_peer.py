@@ -24,10 +24,10 @@ from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
+from holdfast.serving.native.call_notes import Note
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
-from holdfast.serving.native.lane import Note
 from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
 from holdfast.serving.native.replies import Replies
 from holdfast.serving.parameters import InferCall

@@ -10,8 +10,6 @@ cut out of the octets, joined, run and cut apart together they cost 5.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -20,49 +18,15 @@ import numpy as np
 from holdfast.clock import Clock
 from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import Array
-from holdfast.serving import grpc_wire
-from holdfast.serving.grpc_wire import GrpcFault, timeout_s
 from holdfast.serving.http2.connection import Http2Connection
-from holdfast.serving.http2.hpack import encode
-from holdfast.serving.http2.sender import AnswerForm
-from holdfast.serving.http2.shapes import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.stream import Stream
+from holdfast.serving.native.call_notes import PLAIN, TRACED, Note, Timeouts
 from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, RequestKind
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
-from holdfast.serving.rpc import is_traceparent
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
 
-logger = logging.getLogger(__name__)
-
-MAX_KNOWN = 256  # timeouts, and forms of answers per model, that are remembered
-
-TIMEOUT = "grpc-timeout"
-_TRACE_PREFIX = encode(((TRACEPARENT, "0" * TRACE_BYTES),))[:-TRACE_BYTES]
-PLAIN = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS)
-TRACED = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS + _TRACE_PREFIX, TRACE_BYTES)
-
-
-class Note:
-    """What is known of all calls of one shape. `timeout_at` and `trace_at`: places among the varying values, or -1.
-
-    allowed_s: the timeout that does not vary. trace: the traceparent that does not vary, or none.
-    """
-
-    __slots__ = ("allowed_s", "is_plain", "timeout_at", "trace", "trace_at")
-
-    def __init__(self, shape: Shape, *, is_plain: bool) -> None:
-        names, fixed = shape.names, shape.base.headers
-        self.timeout_at = names.index(TIMEOUT) if TIMEOUT in names else -1
-        try:
-            self.allowed_s = timeout_s(fixed[TIMEOUT]) if TIMEOUT in fixed else math.inf
-        except GrpcFault:
-            is_plain = False  # said on the whole way
-            self.allowed_s = 0.0
-        self.is_plain = is_plain
-        self.trace_at = shape.traced_at
-        trace = fixed.get(TRACEPARENT, "")
-        self.trace = trace.encode() if is_traceparent(trace) else b""
+MAX_FORMS = 256  # of answers, that are remembered
 
 
 class Caller(Protocol):
@@ -123,7 +87,7 @@ class Lane:
         self._service = service
         self._clock = clock
         self._max_calls = max_calls
-        self._timeouts: dict[bytes, float] = {}
+        self._timeouts = Timeouts()
         self._forms: dict[object, object] = {}
 
     def serve_with(self, quick: QuickRuns) -> None:
@@ -166,7 +130,7 @@ class Lane:
 
     def _grouped(self, calls: list[Call]) -> tuple[list[_Group], list[Call]]:
         """Calls that may run now, by the run they share; and the others."""
-        now_s, match = self._clock.monotonic_s(), self._codec.match
+        now_s, match, allowed_s = self._clock.monotonic_s(), self._codec.match, self._timeouts.allowed_s
         left_s, limit_s = self._quick.turn_s, self._quick.inline_limit_s
         groups: list[_Group] = []
         left: list[Call] = []
@@ -175,7 +139,7 @@ class Lane:
             peer, stream, body, note = call
             found = match(body, len(body))
             came_s = peer.seen_s
-            if found is None or came_s + self.allowed_s(stream, note) <= now_s:
+            if found is None or came_s + allowed_s(stream, note) <= now_s:
                 left.append(call)
                 continue
             layout, request_id = found
@@ -197,22 +161,6 @@ class Lane:
             group.rows.append(rows)
             group.total += rows
         return groups, left
-
-    def allowed_s(self, stream: Stream, note: Note) -> float:
-        """How long a call may take; nothing if its timeout is malformed, which is said on the whole way."""
-        if note.timeout_at < 0:
-            return note.allowed_s
-        value = stream.values[note.timeout_at]
-        allowed_s = self._timeouts.get(value)
-        if allowed_s is None:
-            try:
-                allowed_s = timeout_s(value.decode("latin-1"))
-            except GrpcFault:
-                return 0.0
-            if len(self._timeouts) >= MAX_KNOWN:
-                self._timeouts.clear()
-            self._timeouts[value] = allowed_s
-        return allowed_s
 
     def _opened(self, kind: RequestKind) -> _Group | None:
         """A group for calls of this kind, if its model takes them now."""
@@ -262,7 +210,7 @@ class Lane:
             mine = {name: array[:1] for name, array in outputs.items()}
             if self._codec.answer_parts(model.name, model.version, mine, 0) is None:
                 return None
-            if len(self._forms) >= MAX_KNOWN:
+            if len(self._forms) >= MAX_FORMS:
                 self._forms.clear()
             form = self._forms[key] = key
         return form

@@ -14,7 +14,7 @@ from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.stream import Stream
-from holdfast.serving.native.lane import PLAIN, TRACED
+from holdfast.serving.native.call_notes import PLAIN, TRACED
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import HttpResponse
 from holdfast.serving.rpc import TRACEPARENT, is_traceparent
