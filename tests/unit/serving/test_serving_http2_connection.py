@@ -8,7 +8,7 @@ import h2.events
 import h2.settings
 import hpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from holdfast.serving.http2 import frames
@@ -579,6 +579,12 @@ requests = st.tuples(
     cut=st.sampled_from([50, 300, 700, 5_000]),
     window=st.sampled_from([100, 1_000]),
     behind=st.sampled_from([0, 0, 3]),
+)
+@example(  # bodies behind all heads, one of them shorter than its content-length says
+    calls=[(steady(*more), 4, 1, 0, 0, 0) for more in ((), (), (("content-length", "7"),), ())],
+    cut=300,
+    window=100,
+    behind=3,
 )
 def test_whole_requests_are_the_same_frame_by_frame(calls: list, cut: int, window: int, behind: int) -> None:
     """With heads remembered, a head and its body are taken in one step: nobody may see that."""

@@ -183,7 +183,9 @@ class Receiver:
             end = start + (high << 8 | low)
             if kind == _DATA_WHOLE and end <= size:
                 begun = streams.get(stream_id)
-                if begun is None or begun.begun_turn != turn or not end - start <= min(body_limit, window):
+                if begun is None or begun.begun_turn != turn or begun.length_left is not None:
+                    break
+                if not end - start <= min(body_limit, window):
                     break
                 begun.remote_ended, begun.begun_turn = True, -1
                 window -= end - start
