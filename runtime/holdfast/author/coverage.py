@@ -133,4 +133,19 @@ def _multiply_adds(forward: ForwardGraph, node: NodeProto) -> int:
         return math.prod(output) * math.prod(shapes[1][1:])
     if node.op_type == "ConvTranspose" and len(shapes[1]) > 1:
         return math.prod(shapes[0]) * math.prod(shapes[1][1:])
+    if node.op_type in ("LSTM", "GRU", "RNN") and len(shapes[0]) == 3:  # both weights, at each step of each row
+        return shapes[0][0] * shapes[0][1] * (math.prod(shapes[1]) + math.prod(shapes[2]))
+    if node.op_type == "Einsum":
+        return _summed_products(next(each.s.decode() for each in node.attribute if each.name == "equation"), shapes)
     return 0
+
+
+def _summed_products(equation: str, shapes: list[tuple[int, ...]]) -> int:
+    """One for each combination of what the letters count; an equation with an ellipsis or of one factor counts as 0."""
+    factors = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(factors) < 2 or [len(each) for each in factors] != [len(shape) for shape in shapes]:
+        return 0
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(factors, shapes, strict=True):
+        sizes.update(zip(letters, shape, strict=True))
+    return math.prod(sizes.values())

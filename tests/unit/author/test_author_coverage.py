@@ -41,6 +41,32 @@ def test_a_perceptron_is_trainable_and_its_cost_is_that_of_its_layers() -> None:
     assert found.cost.activation_bytes >= 4 * 10 * (4 * 200 + 10)
 
 
+@pytest.mark.parametrize(
+    ("operator", "shapes", "attributes", "expected"),
+    [
+        ("LSTM", {"w": (1, 20, 3), "r": (1, 20, 5)}, {"hidden_size": 5}, 7 * (20 * 3 + 20 * 5)),
+        ("RNN", {"w": (1, 5, 3), "r": (1, 5, 5)}, {"hidden_size": 5}, 7 * (5 * 3 + 5 * 5)),
+        ("Einsum", {"w": (3, 5)}, {"equation": "sbi,ij->bsj"}, 7 * 3 * 5),
+    ],
+)
+def test_the_cost_of_what_multiplies_in_other_ways_is_counted(
+    operator: str, shapes: dict[str, tuple[int, ...]], attributes: dict[str, object], expected: int
+) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node(operator, ["steps", *shapes], ["made"], name="it", **attributes),
+        helper.make_node("Reshape", ["made", "rows"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["logits"]),
+    ]
+    weights = {name: np.ones(shape, np.float32) for name, shape in {**shapes, "head": (35, 3)}.items()}
+    model = classifier(nodes, {**weights, "rows": np.array([-1, 35])}, inputs={"x": ("batch", 7, 3)})
+
+    found = measure_coverage(model, TrainingPlan(batch=10))
+
+    (node,) = [each for each in found.nodes if each.name == "it"]
+    assert node.multiply_adds == 10 * expected
+
+
 def test_an_operator_without_a_rule_is_named_where_it_is_in_the_way() -> None:
     found = measure_coverage(with_unknown_operator(), TrainingPlan())
 
