@@ -41,6 +41,7 @@ class Http2Client:
         self.h2.initiate_connection()
         self.answers: dict[int, Answer] = {}
         self.went_away: int | None = None
+        self.pongs: list[bytes] = []
         self.is_closed = False
         self.flush()
 
@@ -107,6 +108,8 @@ class Http2Client:
     def _note(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
             self.went_away = event.error_code
+        if isinstance(event, h2.events.PingAckReceived):
+            self.pongs.append(event.ping_data)
         answer = self.answers.get(getattr(event, "stream_id", 0) or 0)
         if answer is None:
             return

@@ -16,6 +16,7 @@ from pathlib import Path
 from holdfast.clock import Clock
 from holdfast.serving.grpcio_front import GrpcioFront
 from holdfast.serving.http1 import HttpLimits
+from holdfast.serving.http2.limits import PingRules
 from holdfast.serving.http_front import HttpFront
 from holdfast.serving.native.front import Calls
 from holdfast.serving.native.tls import ServerTls
@@ -30,6 +31,7 @@ class DoorLimits:
     max_message_bytes: int
     max_connections: int
     max_in_flight: int
+    pings: PingRules
 
 
 class GrpcioDoor:
@@ -49,6 +51,7 @@ class GrpcioDoor:
             self._ids,
             max_message_bytes=limits.max_message_bytes,
             max_concurrent_calls=limits.max_in_flight,
+            pings=limits.pings,
         )
         self._http = HttpFront(
             calls.routes, self._refusals, clock, HttpLimits(max_body_bytes=limits.max_message_bytes), origin

@@ -19,6 +19,7 @@ import grpc
 
 from holdfast.clock import Clock
 from holdfast.errors import OverloadedError
+from holdfast.serving.http2.limits import PingRules
 from holdfast.serving.protocols import OnLeave
 from holdfast.serving.rpc import CallContext, Origin, RpcTable, StreamCall, UnaryCall, WatchCall, trace_context
 from holdfast.serving.status import status_of
@@ -42,6 +43,7 @@ class GrpcioFront:
         *,
         max_message_bytes: int,
         max_concurrent_calls: int,
+        pings: PingRules,
     ) -> None:
         """Args: ids: SPIFFE ids of clients whose TLS ended before us, by the name of their connection's socket."""
         self._server = grpc.server(
@@ -50,6 +52,8 @@ class GrpcioFront:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", round(pings.min_interval_s * 1e3)),
+                ("grpc.http2.max_ping_strikes", _strikes(pings)),
             ],
             maximum_concurrent_rpcs=max_concurrent_calls,
         )
@@ -171,6 +175,12 @@ class _Departure:
         is_late = left_s is not None and left_s <= 0  # then the scheduler's own alarm answers, and by that name
         if whom is not None and not is_late:
             whom()
+
+
+def _strikes(pings: PingRules) -> int:
+    """How many early PINGs grpcio forgives; 0 = all: where another idle interval was asked for, it has but its own."""
+    is_its_own = pings.min_idle_interval_s == PingRules().min_idle_interval_s
+    return pings.max_strikes if is_its_own else 0
 
 
 def _abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:

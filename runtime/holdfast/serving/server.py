@@ -21,6 +21,7 @@ from holdfast.serving.admission import SchedulerOptions
 from holdfast.serving.authorisation import OPEN, AccessRules, check_exposure, check_unix_exposure
 from holdfast.serving.control import Control, Offer
 from holdfast.serving.http1 import HttpLimits
+from holdfast.serving.http2.limits import Http2Limits, PingRules
 from holdfast.serving.listening import PRIVATE_MODE, SocketFile, listen_tcp, listen_unix, resolve
 from holdfast.serving.native.backend import NativeOptions
 from holdfast.serving.native.front import Calls, Listener, NativeFront
@@ -104,6 +105,7 @@ class ServerOptions:
     memoise: bool = True
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     unix_mode: int = PRIVATE_MODE
+    pings: PingRules = field(default_factory=PingRules)
 
 
 class Server:
@@ -159,7 +161,7 @@ class Server:
         from holdfast.serving.door import DoorLimits, GrpcioDoor
 
         options = self._options
-        limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight)
+        limits = DoorLimits(options.max_message_bytes, options.max_connections, options.max_in_flight, options.pings)
         self._schedule(lambda callback: callback())
         for opened, origin in listeners:
             door = GrpcioDoor(self._calls(), self._clock, limits, origin, _tls_of(opened, tls))
@@ -223,6 +225,7 @@ class Server:
             max_message_bytes=options.max_message_bytes,
             max_connections=options.max_connections,
             max_in_flight=options.max_in_flight,
+            http2=Http2Limits(pings=options.pings),
             http1=HttpLimits(max_body_bytes=options.max_message_bytes),
             memoise=options.memoise,
         )

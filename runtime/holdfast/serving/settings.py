@@ -12,6 +12,7 @@ from pathlib import Path
 from holdfast.errors import UsageError
 from holdfast.serving.admission import SchedulerOptions
 from holdfast.serving.authorisation import AccessRules, rules_of
+from holdfast.serving.http2.limits import PingRules
 from holdfast.serving.native.tls import TlsFiles
 from holdfast.serving.server import Address, ServerOptions
 from holdfast.settings import setting
@@ -69,6 +70,13 @@ class ServingSettings:
         minimum=0,
         maximum=1_024,
     )
+    ping_interval_s: float = setting(
+        300.0,
+        "time between keepalive pings of a gRPC client in an open call; who often pings sooner is disconnected",
+        minimum=0.0,
+        maximum=86_400.0,
+    )
+    idle_pings: bool = setting(False, "keepalive pings are as welcome where no call is open")
     graph_cache: Path | None = setting(  # noqa: RUF009
         None, "keep optimised graphs in this folder, of this user alone: a later start is faster and takes less memory"
     )
@@ -107,7 +115,14 @@ def server_options(
         tls=tls,
         scheduler=scheduler_options(settings),
         unix_mode=int(settings.unix_mode, 8),
+        pings=ping_rules(settings),
     )
+
+
+def ping_rules(settings: ServingSettings) -> PingRules:
+    """How often clients may ping."""
+    interval_s, rules = settings.ping_interval_s, PingRules()
+    return PingRules(interval_s, interval_s if settings.idle_pings else max(interval_s, rules.min_idle_interval_s))
 
 
 def scheduler_options(settings: ServingSettings) -> SchedulerOptions:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from h2.settings import SettingCodes
 from tests.fakes import served_models as models
 from tests.fakes.http2_client import Http2Client
 from tests.fakes.serving import TIMEOUT_S, exchange, pool_of, serving
@@ -81,3 +82,19 @@ def test_run_of_a_client_that_left_is_ended(address: Address, leave: Callable[[A
     while not abandoned(address) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert abandoned(address) == 1
+
+
+def test_client_that_says_no_more_and_left_no_window_is_let_go_at_once(address: Address) -> None:
+    """Nobody can open the window any more: its answer is not kept until a timeout."""
+    with Http2Client(address) as client:
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        client.flush()
+        client.receive()
+        stream_id = client.begin("/v2", "GET", (), end=True)
+        while not client.answers[stream_id].headers:
+            client.receive()
+
+        client.socket.shutdown(socket.SHUT_WR)
+        client.wait_closed()
+
+    assert not client.answers[stream_id].body

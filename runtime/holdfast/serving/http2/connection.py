@@ -13,7 +13,7 @@ from __future__ import annotations
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.allowance import Allowance
 from holdfast.serving.http2.controls import DRAIN_PING
-from holdfast.serving.http2.errors import ConnectionFault, ErrorCode
+from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from holdfast.serving.http2.limits import DEFAULT_WINDOW_BYTES, Http2Limits
 from holdfast.serving.http2.receiver import Receiver
 from holdfast.serving.http2.register import MAX_STREAM_ID, StreamRegister
@@ -31,7 +31,7 @@ class Http2Connection:
         self.limits = limits
         self.is_ended = False
         self.fault: ConnectionFault | None = None
-        self._sender = Sender()
+        self._sender = Sender(limits.max_unsent_bytes)
         self._allowance = Allowance(limits, now_s)
         self._register = StreamRegister(self._sender, self._allowance)
         self._receiver = Receiver(limits, self._register, self._sender, self._allowance, memoise=memoise)
@@ -69,11 +69,18 @@ class Http2Connection:
         return data
 
     def answer(self, stream: Stream, form: AnswerForm, parts: tuple[bytes, ...], size: int, extra: bytes = b"") -> None:
-        """A whole answer: a body of `size` octets in parts, between the blocks of `form`. Nothing if it is gone."""
+        """A whole answer: a body of `size` octets in parts, between the blocks of `form`. Nothing if it is gone.
+
+        One that would have to wait where too much does already ends its stream instead: ENHANCE_YOUR_CALM, which gRPC
+        clients read as RESOURCE_EXHAUSTED.
+        """
         stream_id = stream.id
         if stream.local_ended or stream_id not in self.streams:
             return
-        if not self._sender.answer(stream, form, parts, size, extra):
+        sent = self._sender.answer(stream, form, parts, size, extra)
+        if not sent:
+            if sent is None:
+                self._refuse_to_hold(stream)
             self._register.close_ended()
         elif stream.remote_ended:
             del self.streams[stream_id]
@@ -88,9 +95,12 @@ class Http2Connection:
             self._register.close_ended()
 
     def send_data(self, stream: Stream, data: bytes | memoryview, *, end: bool = False) -> None:
-        """A piece of an answer, as windows allow. Nothing if the stream is gone."""
+        """A piece of an answer, as windows allow. Nothing if the stream is gone; where too much waits it ends."""
         if not stream.local_ended and stream.id in self.streams:
-            self._sender.data(stream, data, end=end)
+            if self._sender.has_room(len(data)):
+                self._sender.data(stream, data, end=end)
+            else:
+                self._refuse_to_hold(stream)
             self._register.close_ended()
 
     def reset(self, stream: Stream, code: ErrorCode) -> None:
@@ -114,6 +124,11 @@ class Http2Connection:
     def unsent_bytes(self) -> int:
         """Of answers that wait for the peer."""
         return self._sender.unsent_bytes
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether what waits, waits for windows that the peer has to open."""
+        return self._sender.unsent_bytes > 0 and not self._sender.is_paused
 
     @property
     def is_mid_frame(self) -> bool:
@@ -149,6 +164,11 @@ class Http2Connection:
         more = limits.connection_window_bytes - DEFAULT_WINDOW_BYTES
         if more > 0:
             self._sender.out.append(frames.window_update(0, more))
+
+    def _refuse_to_hold(self, stream: Stream) -> None:
+        code = ErrorCode.ENHANCE_YOUR_CALM
+        self.faults.append(StreamFault(stream.id, code, "answers are not taken"))
+        self._register.abandon(stream, code)
 
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.allowance import Allowance
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
-from holdfast.serving.http2.limits import DEFAULT_FRAME_BYTES, MAX_FRAME_BYTES, MAX_WINDOW_BYTES, Http2Limits
+from holdfast.serving.http2.limits import (
+    DEFAULT_FRAME_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_SENT_FRAME_BYTES,
+    MAX_WINDOW_BYTES,
+    Http2Limits,
+)
 from holdfast.serving.http2.register import StreamRegister
 from holdfast.serving.http2.sender import Sender
 from holdfast.serving.http2.stream import Event, Handler, Kind
@@ -91,7 +97,7 @@ class ControlFrames:
             if key == frames.Setting.MAX_FRAME_SIZE:
                 if not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a maximal frame size out of range")
-                self._sender.max_frame_bytes = value
+                self._sender.max_frame_bytes = min(value, MAX_SENT_FRAME_BYTES)
 
     def _on_push(self, _flags: int, _stream_id: int, _payload: bytes | memoryview, _events: list[Event]) -> None:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")  # RFC 9113 8.4
@@ -101,12 +107,16 @@ class ControlFrames:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING of a wrong size")
-        # a word that gRPC clients know: they ping less often from then on (gRFC A8)
-        self._allowance.charge("too_many_pings")
-        if not flags & frames.ACK:
-            self._sender.out.append(frames.ping(bytes(payload), ack=True))
-        elif payload == DRAIN_PING:
-            self._register.refuse_new()
+        if flags & frames.ACK:
+            self._allowance.charge()
+            if payload == DRAIN_PING:
+                self._register.refuse_new()
+            return
+        if self._sender.has_sent:
+            self._sender.has_sent = False
+            self._allowance.forgive_pings()
+        self._allowance.ping(is_idle=not self._register.streams)
+        self._sender.out.append(frames.ping(bytes(payload), ack=True))
 
     def _on_goaway(self, _flags: int, stream_id: int, payload: bytes | memoryview, _events: list[Event]) -> None:
         self._allowance.charge()

@@ -13,6 +13,7 @@ DEFAULT_WINDOW_BYTES = 65_535  # RFC 9113 6.9.2
 MAX_WINDOW_BYTES = 2**31 - 1
 DEFAULT_FRAME_BYTES = 16_384  # RFC 9113 4.2
 MAX_FRAME_BYTES = 2**24 - 1
+MAX_SENT_FRAME_BYTES = 65_536  # ours, also where the peer would take more: answers of one turn are not held back
 DEFAULT_TABLE_BYTES = 4_096  # RFC 7541 4.2, RFC 9113 6.5.2
 MAX_KNOWN_HEADS = 64  # remembered per connection; one client uses a handful
 OBJECT_BYTES = 2_048  # a stream's own objects, generously
@@ -24,6 +25,19 @@ class Rate:
 
     burst: float
     per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class PingRules:
+    """How often a client may send PING with nothing of ours between (gRFC A8); the defaults are gRPC's own.
+
+    A PING is on time after `min_interval_s`, or `min_idle_interval_s` where no stream is open. `max_strikes` earlier
+    ones are forgiven, the next ends the connection; 0 = all are.
+    """
+
+    min_interval_s: float = 300.0
+    min_idle_interval_s: float = 7_200.0
+    max_strikes: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +53,19 @@ class Http2Limits:
     max_header_block_bytes: int = 32_768  # encoded: with what is refused in the list, but must pass the table
     max_continuations: int = 16  # the block above in frames of 2 KiB
     max_settings: int = 64  # entries of one SETTINGS frame; 7 are known
-    max_unsent_bytes: int = 134_217_728  # answers the peer does not take: two of the largest
+    max_unsent_bytes: int = 134_217_728  # answers the peer does not take, unless one alone is larger
     resets: Rate = Rate(200, 33)  # streams cancelled by the peer, CVE-2023-44487; nghttp2 allows 33 a second
     controls: Rate = Rate(1_000, 200)  # PING, SETTINGS, PRIORITY, empty DATA, WINDOW_UPDATE beyond need, unknown frames
     faults: Rate = Rate(1_000, 33)  # streams refused or faulty; before our settings arrive a client may open hundreds
+    pings: PingRules = PingRules()
 
     @property
     def memory_bytes(self) -> int:
         """What a peer can make a connection hold, besides messages its owner granted windows for.
 
         Stream windows and heads, one frame and one header block being put together, the header table (its entries as
-        text), heads remembered, and answers the peer does not take.
+        text), heads remembered, answers of one turn, and answers the peer does not take (or one, where it alone is
+        larger).
         """
         heads = 2 * MAX_KNOWN_HEADS * self.max_header_list_bytes  # whole ones, and those without what varies
         parts = (
@@ -59,7 +75,8 @@ class Http2Limits:
             + self.max_header_block_bytes
             + 4 * self.header_table_bytes
         )
-        streams = self.max_streams * (self.stream_window_bytes + self.max_header_list_bytes + OBJECT_BYTES)
+        stream = self.stream_window_bytes + self.max_header_list_bytes + OBJECT_BYTES + MAX_SENT_FRAME_BYTES
+        streams = self.max_streams * stream
         return streams + parts + self.max_unsent_bytes
 
 

@@ -69,6 +69,7 @@ class Receiver:
             size = min(size, MAX_WINDOW_BYTES - stream.recv_window)
             stream.recv_window += size
             self._sender.out.append(frames.window_update(stream.id, size))
+            self._sender.has_sent = True
 
     def read(self, data: bytes, events: list[Event]) -> None:
         """What more octets mean. Raises: ConnectionFault."""
@@ -238,6 +239,7 @@ class Receiver:
         self._owed += length
         if self._owed * 2 >= self._limits.connection_window_bytes:
             self._sender.out.append(frames.window_update(0, self._owed))
+            self._sender.has_sent = True
             self._window += self._owed
             self._owed = 0
 

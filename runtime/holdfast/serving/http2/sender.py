@@ -45,7 +45,9 @@ class AnswerForm:
 class Sender:
     """Frames of answers, as far as the peer allows."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_unsent_bytes: int = DEFAULT_WINDOW_BYTES) -> None:
+        self._max_unsent_bytes = max_unsent_bytes
+        self.has_sent = False  # a frame of use since this was last reset; `answer` has its own account of that
         self.window = DEFAULT_WINDOW_BYTES
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = DEFAULT_FRAME_BYTES
@@ -58,8 +60,13 @@ class Sender:
         self.ended: list[Stream] = []  # said their last word in a queue's turn; the connection takes them off here
         self._waiting: dict[int, Stream] = {}
 
-    def answer(self, stream: Stream, form: AnswerForm, parts: tuple[bytes, ...], size: int, extra: bytes) -> bool:
-        """A whole answer: header block, DATA of `size` octets, trailer block. False if it has to wait."""
+    def answer(
+        self, stream: Stream, form: AnswerForm, parts: tuple[bytes, ...], size: int, extra: bytes
+    ) -> bool | None:
+        """A whole answer: header block, DATA of `size` octets, trailer block.
+
+        Returns: False if it has to wait, None if it may not: too much does.
+        """
         if (
             size > self.window
             or size > stream.send_window
@@ -68,6 +75,8 @@ class Sender:
             or stream.queue
             or self._owed
         ):
+            if not self.has_room(size):
+                return None
             self.headers(stream, form.head, end=False)
             for part in parts:
                 self.data(stream, part, end=False)
@@ -84,6 +93,10 @@ class Sender:
         out += parts
         out.append(form.pack_end(form.end_frame, stream_id, form.trailers, extra))
         return True
+
+    def has_room(self, size: int) -> bool:
+        """Whether so much more may wait. Where nothing does, anything may."""
+        return not self.unsent_bytes or self.unsent_bytes + size <= self._max_unsent_bytes
 
     def headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
         """A header block, in its turn."""
@@ -160,6 +173,7 @@ class Sender:
         if size <= 0 and len(data) > 0:
             return 0
         flags = frames.END_STREAM if end and size == len(data) else 0
+        self.has_sent = True
         self.out.append(frames.header(frames.DATA, flags, stream.id, size))
         self.out.append(bytes(data[:size]))
         self.window -= size
@@ -183,6 +197,7 @@ class Sender:
     def _put_headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
         if self._owed:
             block, self._owed = self._owed + block, b""
+        self.has_sent = True
         self.out.append(frames.header_frames(stream.id, block, self.max_frame_bytes, end_stream=end))
         if end:
             self._end(stream)

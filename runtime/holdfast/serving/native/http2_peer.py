@@ -90,7 +90,8 @@ class Http2Peer:
         while data := machine.take():
             self._link.write(data)
             self._sent_s = self.seen_s
-        if machine.is_ended or ((machine.is_drained or self._has_eof) and not machine.streams):
+        is_answered = (machine.is_drained or self._has_eof) and not machine.streams
+        if machine.is_ended or is_answered or (self._has_eof and machine.is_blocked):  # nobody opens those windows
             self._link.close()
 
     def pause(self) -> None:
@@ -316,6 +317,8 @@ class Http2Peer:
     def send_message(self, stream: Stream, message: bytes) -> None:
         """One message of a long call."""
         self._replies.part(stream, message)
+        if stream.local_ended:  # too much waits
+            self._drop(stream)
 
     def close_call(self, stream: Stream, error: BaseException | None) -> None:
         """The status that ends a long call."""
