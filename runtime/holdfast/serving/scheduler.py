@@ -357,29 +357,32 @@ class ModelScheduler:
 
     def _work(self, line: Line) -> None:
         """On the worker's thread: run what waits until nothing does."""
+        answers: Settled = []
         while True:
-            now_s = self._clock.monotonic_s()
-            with self._lock:
-                late = line.take_late(now_s)
-                line.running = line.take()
-                line.stop = RunStop() if line.running else None
-                entries, stop = line.running, line.stop
-                self._let_go(late)
-                settled = _settle(late, _late())
-                line.is_busy = bool(entries)
-                self._note_idle()
+            settled = self._next_run(line, answers)
+            entries, stop = line.running, line.stop
+            # last of all: the loop's thread, which gets them, and this one want the interpreter at the same time
             self._hand_over(settled)
             if not entries:
                 return
+            del answers, settled  # they hold a model, which may be unloaded during the next run
             answers = self._run_entries(entries, stop)
-            with self._lock:
-                line.running, line.stop = [], None
-                self._let_go(entries)
-                settled = [(entry, answer) for entry, answer in answers if not entry.is_answered]
-                for entry, _ in settled:
-                    entry.is_answered = True
-            self._hand_over(settled)
-            del entries, answers, settled  # they hold a model, which may be unloaded during the next run
+
+    def _next_run(self, line: Line, answers: Settled) -> Settled:
+        """End a worker's run and begin the next one, of what waits. Returns what is answered now."""
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            self._let_go(line.running)
+            settled = [(entry, answer) for entry, answer in answers if not entry.is_answered]
+            for entry, _ in settled:
+                entry.is_answered = True
+            late = line.take_late(now_s)
+            line.running = line.take()
+            line.stop = RunStop() if line.running else None
+            line.is_busy = bool(line.running)
+            self._let_go(late)
+            self._note_idle()
+            return settled + _settle(late, _late())
 
     def _run_entries(self, entries: list[Entry], stop: RunStop | None) -> Settled:
         model, start_s = entries[0].model, self._clock.monotonic_s()
