@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto
 
 from holdfast.autodiff.lowerings import Lowerings
 from holdfast.autodiff.reading import ForwardGraph, node_label
-from holdfast.autodiff.registry import RULES, rule_for
+from holdfast.autodiff.registry import rule_for
 from holdfast.autodiff.rule import OWN_STEP_GRAPH, NodeView, Rows
 from holdfast.autodiff.writer import GraphWriter, names_read
 from holdfast.errors import AutodiffError
@@ -66,8 +66,8 @@ def check_rules(forward: ForwardGraph, wanted: Collection[str]) -> None:
         return
     named = ", ".join(node_label(node) for node in missing[:8]) + (" ..." if len(missing) > 8 else "")
     raise AutodiffError(
-        f"no gradient rule for {len(missing)} node(s): {named}; rules exist for {', '.join(sorted(RULES))}. "
-        "Either make fewer parameters trainable, so that gradients stop behind these nodes, "
+        f"no gradient rule for {len(missing)} node(s): {named}; "
+        "either make fewer parameters trainable, so that gradients stop behind these nodes, "
         f"or {OWN_STEP_GRAPH}"
     )
 
