@@ -6,15 +6,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from tests.fakes import served_models as models
 from tests.fakes.clock import FakeClock
 
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSession, ModelSource, RunStop, load_session
-from holdfast.inference.tensors import Array, TensorRequest
+from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
 from holdfast.inference.traits import Mixing, Traits
 from holdfast.serving.protocols import Answer, BatchEvent, Pending
 from holdfast.serving.scheduler import ModelScheduler, SchedulerOptions
 
+BUCKETS = (1, 2, 4, 8)
 QUICK_S, SLOW_S = 1e-5, 0.1
 
 
@@ -144,3 +147,24 @@ class Lab:
         """The one answer of a request."""
         (answer,) = self.answers[request_id]
         return answer
+
+
+def ask(request_id: str, rows: int = 1, model: str = "m", value: float = 1.0, version: str = "") -> TensorRequest:
+    """A request of so many rows, all of one value."""
+    return TensorRequest(model, version, request_id, {"x": np.full((rows, 4), value, dtype=np.float32)})
+
+
+def quick(lab: Lab, name: str = "m", factor: float = 2.0, version: str = "1") -> WatchedSession:
+    """A model that runs on the loop's thread, in batches up to 8."""
+    return lab.serve(name, models.scale(factor), traits(QUICK_S, BUCKETS), version)
+
+
+def slow(lab: Lab, name: str = "m", buckets: tuple[int, ...] = ()) -> WatchedSession:
+    """A model that doubles, on its worker."""
+    return lab.serve(name, models.scale(2.0), traits(SLOW_S, buckets))
+
+
+def value_of(answer: object) -> float:
+    """The first number of an answer that is no error."""
+    assert isinstance(answer, TensorResponse), answer
+    return float(answer.outputs["y"][0, 0])

@@ -122,6 +122,14 @@ class Line:
         """When the longest waiting request came."""
         return min((level[0].arrived_s for level in self._levels if level), default=None)
 
+    def company_until_s(self, delay_s: float) -> float:
+        """Until when the first request waits for others to share its run; 0 if it need not."""
+        mixing = next(iter(self)).model.session.traits.mixing
+        oldest_s = self.oldest_s()
+        if oldest_s is None or not mixing.is_allowed or self.rows >= mixing.buckets[-1]:
+            return 0.0
+        return oldest_s + delay_s
+
     def __iter__(self) -> Iterator[Entry]:
         for level in self._levels:
             yield from level

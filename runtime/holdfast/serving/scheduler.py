@@ -11,13 +11,11 @@ Rules:
 - On the loop's thread models take turns, a run each, and after `turn_s` the loop gets its thread back.
 - No answer is kept: the same bytes twice are computed twice.
 
-Not here: decoding, taps, authorisation.
+Not here: the runs themselves (`running.py`), decoding, taps, authorisation.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +23,16 @@ from functools import partial
 
 from holdfast.clock import Clock
 from holdfast.errors import AbandonedError, DeadlineError, HoldfastError, StoppingError
-from holdfast.inference.batching import run_together
-from holdfast.inference.pool import ModelPool, ServedModel, responses
+from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.session import RunStop
 from holdfast.inference.tensors import Array, TensorRequest
 from holdfast.serving.admission import SchedulerOptions, entry_for, is_inline, why_full
-from holdfast.serving.line import Entry, Group, Line, is_late
+from holdfast.serving.line import Entry, Line, is_late
 from holdfast.serving.protocols import Answer, BatchEvent, OnLeave, Pending, SchedulerObserver
+from holdfast.serving.running import Runner, Settled, settle, too_late
 from holdfast.serving.shell import Shell, ThreadShell, Worker
 
-logger = logging.getLogger(__name__)
-
 Post = Callable[[Callable[[], None]], None]
-Settled = list[tuple[Entry, Answer]]
 
 WAIT_S = 3600.0  # a caller of `run` looks up from its wait this often
 
@@ -63,6 +58,7 @@ class ModelScheduler:
         self._options = options or SchedulerOptions()
         self.inline_limit_s, self.turn_s = self._options.inline_limit_s, self._options.turn_s
         self._observer = observer
+        self._runner = Runner(pool, clock, self._options, observer)
         self._shell = shell or ThreadShell(clock)
         self._alarm = self._shell.alarm(self._on_alarm)
         self._lock = threading.Lock()
@@ -80,7 +76,7 @@ class ModelScheduler:
         if not (self._ready or self._is_turning or self._is_stopping or self._options.delay_s > 0):
             self._is_turning = True  # an answer may make somebody ask again; that request waits for its turn
             try:
-                left = self._run_at_once(batch)
+                left = self._runner.run_at_once(batch)
             finally:
                 self._is_turning = False
         if left:
@@ -149,7 +145,7 @@ class ModelScheduler:
         if on_leave is not None:
             on_leave(lambda: self.abandon(asked))
         while entries := here.take():
-            self._deliver(self._run_entries(entries, None))
+            self._runner.deliver(self._runner.run_entries(entries, None))
         while requests and not self._clock.wait(all_given, WAIT_S):
             pass
         if on_leave is not None:
@@ -168,7 +164,7 @@ class ModelScheduler:
                 waiting = line.take_pending(wanted)
                 self._let_go(waiting)
                 running = [entry for entry in line.running if id(entry.pending) in wanted]
-                settled += _settle(waiting + running, AbandonedError("the client left before its answer"))
+                settled += settle(waiting + running, AbandonedError("the client left before its answer"))
                 if line.stop is not None and all(entry.is_answered for entry in line.running):
                     line.stop.set()
             self._note_idle()
@@ -203,7 +199,7 @@ class ModelScheduler:
                 waiting = line.take_all()
                 self._let_go(waiting)
                 left = waiting + [entry for entry in line.running if not entry.is_answered]
-                settled += _settle(left, StoppingError("the server is stopping; the request was not run to its end"))
+                settled += settle(left, StoppingError("the server is stopping; the request was not run to its end"))
                 if line.stop is not None:
                     line.stop.set()
         self._alarm.close()
@@ -230,46 +226,8 @@ class ModelScheduler:
         for line in idle:
             self._start(line)
         for pending, error in refused:
-            self._refuse(pending, error)
+            self._runner.refuse(pending, error)
         return quick
-
-    def _run_at_once(self, batch: Sequence[Pending]) -> list[Pending]:
-        """Nothing waits: run what is quick and may share a run, without a queue. Returns the others."""
-        now_s = self._clock.monotonic_s()
-        left: list[Pending] = []
-        groups: dict[tuple[str, str], Group | None] = {}
-        runs: list[Group] = []
-        left_s, limit_s = self._options.turn_s, self._options.inline_limit_s
-        for pending in batch:
-            request, deadline_s = pending.request, pending.deadline_s
-            key = (request.model, request.version)
-            if key not in groups:
-                model = self._pool.find(*key)
-                groups[key] = None if model is None else Group(model)
-            group = groups[key]
-            rows = 0 if group is None or request.outputs else group.shared_rows(request.inputs)
-            is_on_time = left_s > 0 and (deadline_s is None or deadline_s > now_s)
-            if group is None or rows == 0 or not is_on_time or group.alones_s[rows] > limit_s:
-                left.append(pending)
-                continue
-            left_s -= group.shares_s[rows]
-            if group.total + rows > group.largest:
-                group = groups[key] = Group(group.model)
-            if not group.members:
-                runs.append(group)
-            group.members.append(pending)
-            group.rows.append(rows)
-            group.total += rows
-        for group in runs:
-            self._run_group(group, now_s)
-        return left
-
-    def _run_group(self, group: Group, came_s: float) -> None:
-        start_s = self._clock.monotonic_s()
-        answers = self._predict(group.model, [pending.request for pending in group.members], group.rows, None)
-        self._count(group.model, group.total, (start_s - came_s) * len(answers), start_s, answers)
-        for pending, answer in zip(group.members, answers, strict=True):
-            _give(pending, answer)
 
     def _admit(self, pending: Pending, now_s: float) -> Entry | HoldfastError:
         """An entry for a request, or why it is refused."""
@@ -303,19 +261,11 @@ class ModelScheduler:
         """Put an inline line among those that take turns, unless its first request still waits for company."""
         if line.is_ready or not line.waiting:
             return
-        if self._options.delay_s > 0 and (until_s := self._company_until_s(line)) > now_s:
+        if self._options.delay_s > 0 and (until_s := line.company_until_s(self._options.delay_s)) > now_s:
             self._alarm.at(until_s)
             return
         line.is_ready = True
         self._ready.append(line)
-
-    def _company_until_s(self, line: Line) -> float:
-        first = next(iter(line))
-        mixing = first.model.session.traits.mixing
-        oldest_s = line.oldest_s()
-        if oldest_s is None or not mixing.is_allowed or line.rows >= mixing.buckets[-1]:
-            return 0.0
-        return oldest_s + self._options.delay_s
 
     def _turn(self) -> None:
         """Run what is ready on this, the loop's, thread; each model a run, until `turn_s` is over."""
@@ -340,11 +290,11 @@ class ModelScheduler:
             late = line.take_late(now_s)
             entries = line.take()
             self._let_go(late + entries)
-            settled = _settle(late, _late())
+            settled = settle(late, too_late())
             self._make_ready(line, now_s)
-        self._deliver(settled)
+        self._runner.deliver(settled)
         if entries:
-            self._deliver(self._run_entries(entries, None))
+            self._runner.deliver(self._runner.run_entries(entries, None))
         if self._is_stopping:
             with self._lock:
                 self._note_idle()
@@ -366,7 +316,7 @@ class ModelScheduler:
             if not entries:
                 return
             del answers, settled  # they hold a model, which may be unloaded during the next run
-            answers = self._run_entries(entries, stop)
+            answers = self._runner.run_entries(entries, stop)
 
     def _next_run(self, line: Line, answers: Settled) -> Settled:
         """End a worker's run and begin the next one, of what waits. Returns what is answered now."""
@@ -382,33 +332,7 @@ class ModelScheduler:
             line.is_busy = bool(line.running)
             self._let_go(late)
             self._note_idle()
-            return settled + _settle(late, _late())
-
-    def _run_entries(self, entries: list[Entry], stop: RunStop | None) -> Settled:
-        model, start_s = entries[0].model, self._clock.monotonic_s()
-        rows = [entry.rows for entry in entries]
-        answers = self._predict(model, [entry.pending.request for entry in entries], rows, stop)
-        queue_s = sum(start_s - entry.arrived_s for entry in entries)
-        self._count(model, sum(map(_rows_of, entries)), queue_s, start_s, answers)
-        return list(zip(entries, answers, strict=True))
-
-    def _predict(
-        self, model: ServedModel, requests: list[TensorRequest], rows: list[int], stop: RunStop | None
-    ) -> list[Answer]:
-        try:
-            return responses(model, requests, run_together(model.session, requests, rows, stop))
-        except Exception:  # a door: our bug must cost neither the thread nor anybody's answer
-            error_id = os.urandom(8).hex()
-            logger.exception("run failed", extra={"error_id": error_id})
-            return [HoldfastError(f"internal error; the log holds it under id {error_id}")] * len(requests)
-
-    def _count(self, model: ServedModel, rows: int, queue_s: float, start_s: float, answers: Sequence[Answer]) -> None:
-        if self._observer is None:
-            return
-        took_s = self._clock.monotonic_s() - start_s
-        failed = sum(isinstance(answer, HoldfastError) for answer in answers)
-        event = BatchEvent(model.name, model.version, len(answers), rows, failed, queue_s, took_s)
-        self._observer.on_batch(event)
+            return settled + settle(late, too_late())
 
     def _on_alarm(self) -> None:
         """On the alarm's thread: answer who is late, end runs that nobody waits for, wake lines that waited long."""
@@ -419,7 +343,7 @@ class ModelScheduler:
             for line in self._lines.values():
                 late = line.take_late(now_s)
                 self._let_go(late)
-                settled += _settle(late + [entry for entry in line.running if is_late(entry, now_s)], _late())
+                settled += settle(late + [entry for entry in line.running if is_late(entry, now_s)], too_late())
                 if line.stop is not None and all(entry.is_answered for entry in line.running):
                     line.stop.set()
                 if line.is_inline:
@@ -441,39 +365,4 @@ class ModelScheduler:
 
     def _hand_over(self, settled: Settled) -> None:
         if settled:
-            self._post(partial(self._deliver, settled))
-
-    def _deliver(self, settled: Settled) -> None:
-        for entry, answer in settled:
-            if self._observer is not None and isinstance(answer, DeadlineError | StoppingError | AbandonedError):
-                self._observer.on_refused(entry.model.name, entry.model.version, answer.code)
-            _give(entry.pending, answer)
-
-    def _refuse(self, pending: Pending, error: HoldfastError) -> None:
-        if self._observer is not None:
-            self._observer.on_refused(pending.request.model, pending.request.version, error.code)
-        _give(pending, error)
-
-
-def _rows_of(entry: Entry) -> int:
-    """The client's rows: `entry.rows` where rows may be shared, else the first input's first dimension."""
-    return entry.rows or next((array.shape[0] for array in entry.pending.request.inputs.values() if array.ndim), 1)
-
-
-def _late() -> DeadlineError:
-    return DeadlineError("the deadline passed before the request was answered")
-
-
-def _settle(entries: Sequence[Entry], error: HoldfastError) -> Settled:
-    """Mark those without an answer as answered by `error`. Under the scheduler's lock."""
-    open_entries = [entry for entry in entries if not entry.is_answered]
-    for entry in open_entries:
-        entry.is_answered = True
-    return [(entry, error) for entry in open_entries]
-
-
-def _give(pending: Pending, answer: Answer) -> None:
-    try:
-        pending.done(answer)
-    except Exception:  # a door: one client's connection must not cost the others their answers
-        logger.exception("answer could not be handed over")
+            self._post(partial(self._runner.deliver, settled))
