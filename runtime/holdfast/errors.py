@@ -122,6 +122,7 @@ class TrialError(ModelError):
 
 class RequestError(HoldfastError):
     code = "HF-REQUEST-001"
+    about = ("", "")  # the model and version that were asked for, where the rest of the request could not be read
 
 
 class UnknownModelError(RequestError):

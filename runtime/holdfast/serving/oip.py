@@ -73,6 +73,14 @@ def decode_infer(data: bytes, regions: SharedMemory | None = None) -> InferCall:
         UnsupportedError: it asks for what this server does not offer.
     """
     message = parse(oip_pb2.ModelInferRequest, data)
+    try:
+        return _read(message, regions)
+    except RequestError as error:
+        error.about = (message.model_name, message.model_version)
+        raise
+
+
+def _read(message: oip_pb2.ModelInferRequest, regions: SharedMemory | None) -> InferCall:
     if len(message.inputs) > MAX_TENSORS or len(message.outputs) > MAX_TENSORS:
         raise RequestError(f"expected at most {MAX_TENSORS} inputs and outputs")
     priority, timeout_s = queue_terms(_plain(message.parameters)) if message.parameters else (0, None)

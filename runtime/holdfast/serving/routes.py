@@ -97,12 +97,16 @@ class Routes:
         """
         if self._control.is_guarded:
             self._control.check(caller_of(context), Action.INFER)
-        header_length = _header_length(headers)
         name, version = target
-        if header_length == 0:
-            return oip_json.decode_raw_infer(body, self._service.model(name, version), version)
         regions = self._control.regions() if context.is_admin or context.is_local else None
-        return oip_json.decode_infer(body, header_length, name, version, regions)
+        try:
+            header_length = _header_length(headers)
+            if header_length == 0:
+                return oip_json.decode_raw_infer(body, self._service.model(name, version), version)
+            return oip_json.decode_infer(body, header_length, name, version, regions)
+        except RequestError as error:
+            error.about = target
+            raise
 
     def encode_infer(self, call: InferCall, response: TensorResponse) -> HttpResponse:
         """The answer to an inference call.

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.clock import Clock
-from holdfast.errors import HoldfastError, OverloadedError, UnknownModelError
+from holdfast.errors import HoldfastError, OverloadedError, RequestError, UnknownModelError
 from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.parameters import InferCall
@@ -149,7 +149,8 @@ class InferenceService:
 
 
 def _event(request: TensorRequest | None, answer: TensorResponse | HoldfastError | None, latency_s: float) -> TapEvent:
-    model, version, request_id, inputs = "", "", "", None
+    model, version = answer.about if isinstance(answer, RequestError) else ("", "")
+    request_id, inputs = "", None
     if request is not None:
         model, version, request_id, inputs = request.model, request.version, request.request_id, request.inputs
     if isinstance(answer, TensorResponse):

@@ -1,7 +1,8 @@
 """What was answered and what it cost, per model and version: counters and histograms for statistics and metrics calls.
 
-Rules: a model or version that is not served opens no entry, so that clients cannot make us remember names; batch sizes
-above 32 are rounded up to powers of two; the oldest entries go when there are too many. Called for every answer:
+Rules: a model or version that is not served opens no entry, so that clients cannot make us remember names; of versions
+that are no longer served a few stay, because who asks once a minute wants to see their last requests; batch sizes above
+32 are rounded up to powers of two; the oldest entries go when there are too many. Called for every answer:
 latencies are only appended there, and counted into the histogram when somebody asks or many wait.
 """
 
@@ -18,6 +19,7 @@ from holdfast.serving.protocols import OK, BatchEvent, TapEvent
 from holdfast.sketch.histogram import ExponentialHistogram, HistogramSnapshot
 
 MAX_ENTRIES = 1_024  # models times versions, gone ones included
+MAX_GONE = 16  # of those that are no longer served: 16 kB each, and a device that learns swaps for years
 MAX_WAITING = 1_024  # latencies before they are counted: 8 kB an entry
 EXACT_BATCH_SIZES = 32
 NOWHERE = ("", "")  # errors of requests that name nothing we serve
@@ -121,6 +123,9 @@ class Statistics:
         return served.name, served.version
 
     def _open(self, key: Key) -> _Entry:
+        gone = [known for known in self._entries if known != NOWHERE and self._pool.find(*known) is None]
+        for known in gone[: max(0, len(gone) - MAX_GONE)]:
+            del self._entries[known]
         while len(self._entries) >= MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
         self._entries[key] = _Entry()

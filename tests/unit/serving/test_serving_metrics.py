@@ -15,10 +15,13 @@ from tests.fakes.offer import Counter, counter
 from tests.fakes.serving import pool_of
 
 from holdfast.clock import SystemClock
-from holdfast.inference.pool import ModelPool
-from holdfast.serving import metrics
+from holdfast.errors import RequestError
+from holdfast.inference.pool import ModelPool, ServedModel
+from holdfast.inference.session import ModelSource, load_session
+from holdfast.serving import metrics, oip_pb2
 from holdfast.serving.protocols import OK, BatchEvent, TapEvent
-from holdfast.serving.statistics import MAX_ENTRIES, NOWHERE, Statistics
+from holdfast.serving.rpc import MODEL_INFER
+from holdfast.serving.statistics import MAX_ENTRIES, MAX_GONE, NOWHERE, Statistics
 from holdfast.sketch.histogram import ExponentialHistogram
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)\Z')
@@ -108,13 +111,61 @@ def test_unknown_names_open_no_entry() -> None:
     assert parsed(text)["holdfast_request_errors_total", 'model="",version="",reason="HF-REQUEST-002"'] == 50
 
 
+class EverythingIsServed(ModelPool):
+    """A pool of any number of models, without one."""
+
+    def find(self, name: str, version: str = "") -> ServedModel | None:
+        return object()  # type: ignore[return-value]  # only asked whether it is there
+
+
+def answered(statistics: Statistics, version: str) -> None:
+    statistics.on_response(TapEvent("m", version, ("",), (0.1,), OK, None, None))
+
+
 def test_entries_are_bounded() -> None:
-    statistics = Statistics(ModelPool(), SystemClock())
+    statistics = Statistics(EverythingIsServed(), SystemClock())
     for number in range(MAX_ENTRIES + 10):
-        statistics.on_response(TapEvent("m", str(number), ("",), (0.1,), OK, None, None))
+        answered(statistics, str(number))
 
     assert len(statistics.counts()) == MAX_ENTRIES
     assert ("m", "0") not in statistics.counts()
+
+
+def test_of_versions_that_are_gone_only_the_last_are_kept() -> None:
+    pool = ModelPool()
+    statistics = Statistics(pool, SystemClock())
+    session = load_session(ModelSource(models.scale(2.0)))
+    pool.swap("kept", "1", session)
+    statistics.on_response(TapEvent("kept", "1", ("",), (0.1,), OK, None, None))
+    statistics.on_response(TapEvent("nobody", "", ("",), (0.1,), "HF-X", None, None))
+
+    for number in range(3 * MAX_GONE):
+        pool.swap("m", str(number), session)
+        answered(statistics, str(number))
+
+    gone = [str(number) for number in range(2 * MAX_GONE - 1, 3 * MAX_GONE - 1)]
+    assert set(statistics.counts()) == {NOWHERE, ("kept", "1"), *(("m", n) for n in gone), ("m", str(3 * MAX_GONE - 1))}
+    assert statistics.counts()["m", gone[-1]].requests == 1
+
+
+@pytest.mark.parametrize("over", ["http", "grpc"])
+def test_request_that_cannot_be_read_counts_for_the_model_it_names(over: str) -> None:
+    desk = counter(pool_of({"m": models.scale(2.0)}))
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0]}  # three are missing
+
+    for model in ("m", "absent"):
+        if over == "http":
+            body = json.dumps({"inputs": [tensor]}).encode()
+            assert desk.http("POST", f"/v2/models/{model}/infer", body).status == 400
+        else:
+            message = oip_pb2.ModelInferRequest(model_name=model)
+            message.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents.append(1.0)
+            with pytest.raises(RequestError):
+                desk.grpc(MODEL_INFER, message.SerializeToString())
+
+    found = parsed(desk.http("GET", "/metrics").body.decode())
+    assert found["holdfast_request_errors_total", 'model="m",version="1",reason="HF-REQUEST-003"'] == 1
+    assert found["holdfast_request_errors_total", 'model="",version="",reason="HF-REQUEST-003"'] == 1
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (32, 32), (33, 64), (64, 64), (65, 128), (1_000_000, 1_048_576)])

@@ -85,7 +85,7 @@ def test_tap_is_told_of_every_outcome(front: Front) -> None:
     assert [(e.model, e.outcome) for e in notes.events] == [
         ("m", OK),
         ("absent", "HF-REQUEST-002"),
-        ("", "HF-REQUEST-001"),
+        ("m", "HF-REQUEST-001"),
         ("m", OK),
     ]
     last = notes.events[-1]
