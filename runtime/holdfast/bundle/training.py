@@ -104,8 +104,8 @@ class Recipe:
 class Training:
     """How the graphs were built that a bundle learns with, and what a device gives them.
 
-    batch: samples per run of the step graph; a step takes `accumulate` such runs. A round may ask for a smaller batch but
-    not for another `accumulate`: which graphs make a step is what the author had checked and devices check again.
+    batch: samples per run of the step graph; a step takes `accumulate` such runs. A round may ask for a smaller batch,
+    but not for another `accumulate`: which graphs make a step is what the author had checked and devices check again.
     classes: labels are integers below it; 0: labels are numbers, `label_shape` of them for each sample.
     proximal_mu, gradient_clip: what a round uses that says nothing else; None: the graph knows no such term. 0 = off.
     statistics: running values of normalisations, which a step updates without a gradient: trainable parameters where

@@ -75,8 +75,8 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
         const=TUNE_S,
         default=0.0,
         metavar="SECONDS",
-        help=f"try other ways to write the step on this machine, for so long (default: {TUNE_S:g}); what is faster stays, "
-        "is named in the manifest, and may differ from run to run",
+        help=f"try other ways to write the step on this machine, for so long (default: {TUNE_S:g}); what is faster "
+        "stays, is named in the manifest, and may differ from run to run",
     )
     parser.add_argument("--card", type=Path, metavar="FILE.md", help="a model card instead of the short one made here")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME-VERSION.bundle")
