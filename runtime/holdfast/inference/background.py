@@ -20,12 +20,13 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 NICE = 10  # a tenth of what others get where the processor is short, so that the work ends all the same
+THREAD_NICE = 5  # a third: it holds the interpreter now and then, and requests wait for it then
 
 
 def lower_process(pid: int) -> None:
     """Lower the priority of a process and of the session it leads. Does nothing if it is gone."""
     with contextlib.suppress(ProcessLookupError):
-        _lower(pid)
+        _lower(pid, NICE)
     # not every kernel has sessions with priorities; and without privileges it changes one of them in 0.1 s
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(NICE), encoding="ascii")
@@ -38,10 +39,10 @@ def in_background(work: Callable[[], Result]) -> Result:
 
 
 def _lower_this_thread() -> None:
-    _lower(threading.get_native_id())
+    _lower(threading.get_native_id(), THREAD_NICE)
 
 
-def _lower(number: int) -> None:
+def _lower(number: int, nice: int) -> None:
     """Lower the priority of a thread, or of a process's first thread; never raise it, which is not allowed."""
-    if os.getpriority(os.PRIO_PROCESS, number) < NICE:
-        os.setpriority(os.PRIO_PROCESS, number, NICE)
+    if os.getpriority(os.PRIO_PROCESS, number) < nice:
+        os.setpriority(os.PRIO_PROCESS, number, nice)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from holdfast.clock import Clock, SystemClock
+from holdfast.clock import Clock, SystemClock, ThreadCpuClock
 from holdfast.errors import HoldfastError
 from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.row_mixing import is_bounded, mixing_of
@@ -28,13 +28,17 @@ def prepare_session(
     """Load a model and measure it.
 
     Args:
+        clock: None = CPU time, if a run takes no other thread: who is loaded while others are served measures the model
+            and not them.
         cache: graphs optimised before; None = optimise anew.
     Raises:
         ModelError: not an ONNX model, or one with inputs or outputs that cannot be served.
     """
     options = options or SessionOptions()
     session = load_session(source, options) if cache is None else cache.load(source, options)
-    return session.measured(measure(source.model, session, clock or SystemClock()))
+    if clock is None:
+        clock = ThreadCpuClock() if options.intra_op_threads == 1 and not options.shared_threads else SystemClock()
+    return session.measured(measure(source.model, session, clock))
 
 
 def measure(model: bytes, session: ModelSession, clock: Clock) -> Traits:

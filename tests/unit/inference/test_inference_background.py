@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.inference.background import NICE, in_background, lower_process
+from holdfast.inference.background import NICE, THREAD_NICE, in_background, lower_process
 
 
 def nice_of_this_thread() -> int:
@@ -20,7 +20,7 @@ def nice_of_this_thread() -> int:
 def test_work_runs_on_a_thread_of_low_priority_and_the_callers_stays() -> None:
     before = nice_of_this_thread()
 
-    assert in_background(nice_of_this_thread) == max(before, NICE)
+    assert in_background(nice_of_this_thread) == max(before, THREAD_NICE)
     assert nice_of_this_thread() == before
 
 

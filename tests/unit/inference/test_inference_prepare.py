@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.row_models import mlp
 from tests.fakes.scheduling import traits
 
+from holdfast.clock import ThreadCpuClock
 from holdfast.errors import DeadlineError, ModelError, StateError
 from holdfast.inference.graph_cache import SUFFIX, GraphCache, entry_key, processor
 from holdfast.inference.prepare import measure, prepare_session, smallest_request
@@ -31,6 +34,24 @@ def test_prepared_session_knows_its_verdict_and_its_time() -> None:
     assert session.traits.run_s == 0.0  # by a clock that stands still
     assert session.traits.run_elements == 4
     assert session.traits.is_bounded
+
+
+def test_time_that_others_had_the_processor_is_not_the_models() -> None:
+    clock, go_on = ThreadCpuClock(), threading.Event()
+
+    def waits() -> float:
+        start_s = clock.monotonic_s()
+        go_on.wait()
+        return clock.monotonic_s() - start_s
+
+    with ThreadPoolExecutor(1) as other:
+        waited = other.submit(waits)
+        start_s = clock.monotonic_s()
+        while clock.monotonic_s() - start_s < 0.05:
+            pass
+        go_on.set()
+
+        assert waited.result() < 0.05
 
 
 def test_a_model_that_never_mixes_is_timed_too() -> None:

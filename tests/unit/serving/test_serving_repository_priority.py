@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.fakes import served_models as models
 
-from holdfast.inference.background import NICE
+from holdfast.inference.background import THREAD_NICE
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSession, ModelSource, load_session
 from holdfast.serving.repository import FolderRepository
@@ -49,7 +49,7 @@ def test_later_it_gives_way(watched: Watched, way: str) -> None:
 
     watched.repository.load("m") if way == "load" else watched.repository.poll()
 
-    assert watched.nices[1] == max(NICE, watched.nices[0])
+    assert watched.nices[1] == max(THREAD_NICE, watched.nices[0])
 
 
 def test_a_session_with_threads_of_its_own_is_made_at_full_priority_so_that_they_have_it_too(watched: Watched) -> None:
