@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from holdfast import __version__
 from holdfast.clock import Clock
-from holdfast.errors import RequestError, UnsupportedError
+from holdfast.errors import ModelError, RequestError, UnsupportedError
 from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.session import ModelSession
 from holdfast.inference.tensors import TensorSpec
@@ -170,7 +170,12 @@ class Control:
         """
         check_overrides(parameters)
         self.check(caller, Action.CONTROL_MODELS)
-        self._repository().load(name)
+        try:
+            self._repository().load(name)
+        except ModelError as error:
+            raise ModelError(
+                f"failed to load '{name}', {error}"
+            ) from error  # Triton's words: its clients look for them
 
     def unload(self, name: str, parameters: Iterable[str], caller: Caller) -> None:
         """Stop serving all versions of a model.

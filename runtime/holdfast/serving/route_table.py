@@ -87,7 +87,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v2/cudasharedmemory/region/{region}/status", "cuda", "Not offered.", not_offered=_CUDA),
     Route("POST", "/v2/cudasharedmemory/region/{region}/register", "cuda", "Not offered.", not_offered=_CUDA),
     Route("POST", "/v2/cudasharedmemory/region/{region}/unregister", "cuda", "Not offered.", not_offered=_CUDA),
-    Route("POST", "/v2/cudasharedmemory/unregister", "cuda", "Not offered.", not_offered=_CUDA),
+    Route("POST", "/v2/cudasharedmemory/unregister", "cuda_unregister", "Forget all regions: there are none."),
     *(
         Route(method, path, "trace", "Not offered.", not_offered=_TRACE)
         for method in ("GET", "POST")

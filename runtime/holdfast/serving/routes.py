@@ -158,6 +158,7 @@ class Routes:
             "region_status": self._region_status,
             "region_register": self._region_register,
             "region_unregister": self._region_unregister,
+            "cuda_unregister": self._cuda_unregister,
             "metrics": self._metrics,
             "openapi": lambda call: HttpResponse(200, json.dumps(openapi.document()).encode()),
         }
@@ -205,6 +206,11 @@ class Routes:
 
     def _region_unregister(self, call: HttpCall) -> HttpResponse:
         self._control.unregister_region(call.names.get("region", ""), caller_of(call.context))
+        return HttpResponse(200)
+
+    def _cuda_unregister(self, call: HttpCall) -> HttpResponse:
+        """Nothing: no such region was ever registered. Triton's clients begin with this, whatever they do next."""
+        self._control.check(caller_of(call.context), Action.READ)
         return HttpResponse(200)
 
     def _metrics(self, call: HttpCall) -> HttpResponse:

@@ -37,7 +37,6 @@ _CUDA = "CUDA shared memory (models run on the CPU)"
 NOT_OFFERED = {
     "CudaSharedMemoryStatus": _CUDA,
     "CudaSharedMemoryRegister": _CUDA,
-    "CudaSharedMemoryUnregister": _CUDA,
     "TraceSetting": "a trace setting (trace headers are passed through, nothing is recorded)",
     "LogSettings": "a log setting (the operator's own, at start)",
 }  # calls of the protocol, with what stands before "is not offered by this server"
@@ -124,6 +123,7 @@ class RpcTable:
             SERVICE + "SystemSharedMemoryStatus": UnaryCall(self._region_status),
             SERVICE + "SystemSharedMemoryRegister": UnaryCall(self._register_region),
             SERVICE + "SystemSharedMemoryUnregister": UnaryCall(self._unregister_region),
+            SERVICE + "CudaSharedMemoryUnregister": UnaryCall(self._reading(_unregister_cuda)),
         }
         self._calls |= {SERVICE + name: UnaryCall(_refusal(reason)) for name, reason in NOT_OFFERED.items()}
 
@@ -289,6 +289,13 @@ def _reflect_v1alpha(data: bytes) -> bytes:
     from holdfast.serving.reflection import own_reflection
 
     return own_reflection().answer_v1alpha(data)
+
+
+def _unregister_cuda(data: bytes) -> bytes:
+    """All of none: no such region was ever registered. Triton's clients begin with this, whatever they do next."""
+    if data:  # it names a region
+        raise UnsupportedError(f"{_CUDA} is not offered by this server")
+    return b""
 
 
 def _refusal(what: str) -> Unary:

@@ -200,3 +200,11 @@ def test_unoffered_calls_are_unimplemented_with_a_reason(kind: ModuleType, clien
         with pytest.raises(InferenceServerException, match=reason) as refused:
             call()
         assert refused.value.status().removeprefix("StatusCode.") in ("UNIMPLEMENTED", "501")
+
+
+def test_forgetting_all_cuda_regions_is_done_for_there_are_none(client: Any) -> None:
+    """Triton's example programs begin with it; of one region by its name nothing is known."""
+    client.unregister_cuda_shared_memory()
+
+    with pytest.raises(InferenceServerException, match="models run on the CPU"):
+        client.unregister_cuda_shared_memory("r")
