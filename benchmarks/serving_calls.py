@@ -49,7 +49,12 @@ class Call:
 
 
 def varied_calls(
-    models: Sequence[str], style: Style = "c-core", *, count: int = CALLS, rows: Sequence[int] = ROWS
+    models: Sequence[str],
+    style: Style = "c-core",
+    *,
+    count: int = CALLS,
+    rows: Sequence[int] = ROWS,
+    frame_bytes: int = FRAME_BYTES,
 ) -> tuple[bytes, list[Call]]:
     """A greeting with a first call, which fills the header table, and `count` different calls after it."""
     random = np.random.default_rng(7)
@@ -61,11 +66,11 @@ def varied_calls(
         request_id = secrets.token_hex(8)
         message = encode_request(TensorRequest(name, "", request_id, {"x": x}))
         calls.append(Call(message, sessions[name].run({"x": x})["y"], request_id))
-    return framed(calls, style)
+    return framed(calls, style, frame_bytes)
 
 
-def framed(calls: Sequence[Call], style: Style = "c-core") -> tuple[bytes, list[Call]]:
-    """The greeting of a connection, and the calls with their frames."""
+def framed(calls: Sequence[Call], style: Style = "c-core", frame_bytes: int = FRAME_BYTES) -> tuple[bytes, list[Call]]:
+    """The greeting of a connection, and the calls with their frames, which carry `frame_bytes` at most."""
     encoder = hpack.Encoder()
     huffman = style == "go"
     fixed = [
@@ -88,7 +93,7 @@ def framed(calls: Sequence[Call], style: Style = "c-core") -> tuple[bytes, list[
             kind("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"),
         ]
         head = frame(1, 4, encoder.encode([*fixed, *varying], huffman=huffman))
-        made.append(replace(call, frames=head + data_frames(grpc_body(call.message))))
+        made.append(replace(call, frames=head + data_frames(grpc_body(call.message), frame_bytes)))
     return greeting, made
 
 
@@ -110,10 +115,10 @@ def frame(kind: int, flags: int, payload: bytes, stream_id: int = 0) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload
 
 
-def data_frames(body: bytes) -> bytes:
-    """The body in frames of the default size, the last one ending the stream."""
-    starts = range(0, len(body), FRAME_BYTES)
-    return b"".join(frame(0, int(at + FRAME_BYTES >= len(body)), body[at : at + FRAME_BYTES]) for at in starts)
+def data_frames(body: bytes, frame_bytes: int) -> bytes:
+    """The body in frames of one size, the last one ending the stream."""
+    starts = range(0, len(body), frame_bytes)
+    return b"".join(frame(0, int(at + frame_bytes >= len(body)), body[at : at + frame_bytes]) for at in starts)
 
 
 def write_calls(path: Path, greeting: bytes, calls: Sequence[Call]) -> None:

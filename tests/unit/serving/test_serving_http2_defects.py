@@ -25,7 +25,7 @@ CONNECTION_DEFECTS: dict[str, tuple[bytes, ErrorCode]] = {
     "padding_without_length": (OPEN + frame(0, 8, 1), P),
     "headers_padding_longer_than_frame": (frame(1, 12, 1, b"\xff" + SMALL), P),
     "headers_priority_cut_short": (frame(1, 0x24, 1, b"abc"), SIZE),
-    "frame_too_large": (b"\x00\x40\x01\x00\x00\x00\x00\x00\x01", SIZE),
+    "frame_too_large": (b"\x04\x00\x01\x00\x00\x00\x00\x00\x01", SIZE),
     "priority_on_stream_zero": (frame(2, 0, 0, b"12345"), P),
     "priority_wrong_size": (frame(2, 0, 1, b"1234"), SIZE),
     "reset_wrong_size": (DONE + frame(3, 0, 1, b"123"), SIZE),

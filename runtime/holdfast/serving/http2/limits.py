@@ -47,7 +47,7 @@ class Http2Limits:
     max_streams: int = 128  # concurrent; gRPC clients queue above it
     stream_window_bytes: int = 262_144  # received on one stream before its owner grants more
     connection_window_bytes: int = 8_388_608  # in flight, not held: what arrives is handed over or thrown away
-    max_frame_bytes: int = DEFAULT_FRAME_BYTES
+    max_frame_bytes: int = 262_144  # a stream's window: a large tensor comes in 3 frames of gRPC's C core, not in 38
     header_table_bytes: int = DEFAULT_TABLE_BYTES
     max_header_list_bytes: int = 16_384  # the size gRPC implementations take for metadata is 8 KiB
     max_header_block_bytes: int = 32_768  # encoded: with what is refused in the list, but must pass the table

@@ -23,6 +23,7 @@ from holdfast.serving.http2.register import MAX_STREAM_ID, StreamRegister
 from holdfast.serving.http2.sender import Sender
 from holdfast.serving.http2.stream import Event, Kind, Stream
 
+WHOLE_BYTES = 65_536  # of a body that is copied out together with its head
 COPY_BYTES = 4_096  # smaller pieces of a body are copied, larger ones are views of what was received
 
 _unpack_header = struct.Struct(">HBBBI").unpack_from
@@ -51,7 +52,7 @@ class Receiver:
         self._data_left, self._data_of = 0, (0, 0)  # of a DATA frame under way: octets, flags, stream
         self._window = limits.connection_window_bytes
         self._owed = 0  # octets of DATA to give back to the connection's window
-        self._whole_bytes = min(limits.stream_window_bytes, limits.max_frame_bytes)
+        self._whole_bytes = min(limits.stream_window_bytes, limits.max_frame_bytes, WHOLE_BYTES)
 
     @property
     def is_mid_frame(self) -> bool:
