@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.fakes.trainable_bundles import numbers
 from holdfast.author.pack import ModelFacts, TrainingPlan, pack
 from holdfast.author.reference import Samples
 from holdfast.bundle.verify import Trust, read_bundle, verify_bundle
+from holdfast_federation.ledger.export import collect_evidence
 
 DEADLINE_S = 120.0
 PLAN = TrainingPlan(batch=10, loss="huber:delta=2", optimizer="adam", proximal_mu=0.01, gradient_clip=10.0)
@@ -48,6 +50,14 @@ def test_a_run_of_a_regression_makes_a_better_candidate(lab: RoundLab) -> None:
     assert all(set(metrics) == {"loss", "count"} for found in judged.values() for metrics in found)
     losses = {step: sum(metrics["loss"] for metrics in found) for step, found in judged.items()}
     assert losses["evaluate_candidate"] < 0.7 * losses["evaluate_base"]
+    derived = json.loads(collect_evidence(lab.ledger, (), exported_utc_ns=lab.clock.utc_ns()).figures)["losses"]
+    before, after = sorted(derived.values(), key=lambda each: each["order"])
+    assert (
+        before["count"]
+        == after["count"]
+        == 2 * sum(part.sample_count for part in parts if part.step == "evaluate_base")
+    )
+    assert after["loss"] < 0.7 * before["loss"]
     candidate = read_bundle(lab.registry.container(run.candidate_digest))
     trust = Trust((lab.keys.author.public_key,), (lab.run_key.public_key,))
     verified = verify_bundle(candidate, trust, ancestor_weights=lambda _: lab.bundle.files["weights.bin"])
