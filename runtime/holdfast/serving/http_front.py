@@ -45,7 +45,7 @@ class HttpFront:
         with self._lock:
             self._threads.add(thread)
             self._idle_or_busy[connection] = False
-        thread.start()
+            thread.start()  # under the lock: `stop` waits for those it finds, and one waits only for what was started
 
     @property
     def open_connections(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 BUFFER_BYTES = 262_144  # per direction, beyond the kernel's own buffers
@@ -34,9 +34,13 @@ async def pipe(client: socket.socket, backend: socket.socket, first: bytes, limi
     loop = asyncio.get_running_loop()
     ours, theirs = _Side(loop, limits), _Side(loop, limits)
     ours.peer, theirs.peer = theirs, ours
-    await loop.connect_accepted_socket(lambda: theirs, backend)
-    theirs.transport.write(first)
-    await loop.connect_accepted_socket(lambda: ours, client)
+    try:
+        await loop.connect_accepted_socket(lambda: theirs, backend)
+        theirs.transport.write(first)
+        await loop.connect_accepted_socket(lambda: ours, client)
+    except BaseException:
+        await _let_go({ours: client, theirs: backend})
+        raise
     await _pass_on(ours, theirs)
 
 
@@ -49,21 +53,36 @@ async def tls_pipe(client: socket.socket, tls: ssl.SSLContext, choose: Choose, l
     loop = asyncio.get_running_loop()
     ours, theirs = _Side(loop, limits), _Side(loop, limits)
     ours.peer, theirs.peer = theirs, ours
-    await loop.connect_accepted_socket(
-        lambda: ours,
-        client,
-        ssl=tls,
-        ssl_handshake_timeout=limits.handshake_timeout_s,
-        ssl_shutdown_timeout=limits.goodbye_timeout_s,
-    )
+    sockets = {ours: client}
     try:
-        backend = await choose(ours.transport.get_extra_info("ssl_object"))
+        await loop.connect_accepted_socket(
+            lambda: ours,
+            client,
+            ssl=tls,
+            ssl_handshake_timeout=limits.handshake_timeout_s,
+            ssl_shutdown_timeout=limits.goodbye_timeout_s,
+        )
+        backend = sockets[theirs] = await choose(ours.transport.get_extra_info("ssl_object"))
         await loop.connect_accepted_socket(lambda: theirs, backend)
     except BaseException:
-        ours.transport.abort()
-        await asyncio.wait((ours.lost,))
+        await _let_go(sockets)
         raise
     await _pass_on(ours, theirs)
+
+
+async def _let_go(sockets: Mapping[_Side, socket.socket]) -> None:
+    """End sides that were to be connected, and wait until they are gone: before the loop may close under them.
+
+    A side that is cancelled just when it is connected has a transport that nobody else knows of.
+    """
+    connected = [side for side in sockets if side.is_connected]
+    for side, connection in sockets.items():
+        if side.is_connected:
+            side.transport.abort()
+        else:
+            connection.close()
+    if connected:
+        await asyncio.wait([side.lost for side in connected])
 
 
 async def _pass_on(ours: _Side, theirs: _Side) -> None:
@@ -90,11 +109,13 @@ class _Side(asyncio.Protocol):
         self._idle: asyncio.TimerHandle | None = None
         self._last_s = loop.time()
         self._ended = False
+        self.is_connected = False
         self.lost: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.is_connected = True
         transport.pause_reading()  # until the peer is there to write to
         transport.set_write_buffer_limits(high=BUFFER_BYTES)
         self._idle = self._loop.call_later(self._limits.idle_timeout_s, self._check_idle)

@@ -104,6 +104,7 @@ class Splice:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # a handshake that was broken off closes its connection one turn later
 
     async def _close_listener(self) -> None:
         if self._is_open:

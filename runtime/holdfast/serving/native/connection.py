@@ -40,10 +40,11 @@ class NativeConnection(asyncio.Protocol):
         self._peer: Http1Peer | Http2Peer | None = None
         self._begun_s = backend.clock.monotonic_s()
         self._paused_s: float | None = None
-        self._is_closing = False
+        self._is_closing = self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods and not its class
+        self.is_open = True
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         tls = transport.get_extra_info("ssl_object")
         if isinstance(tls, ssl.SSLObject):
@@ -78,7 +79,7 @@ class NativeConnection(asyncio.Protocol):
             self._peer.resume()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._is_closing = True
+        self._is_closing, self.is_open = True, False
         if self._peer is not None:
             self._peer.lost()
         self._ended(self)

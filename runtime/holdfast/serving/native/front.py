@@ -139,6 +139,7 @@ class NativeFront:
         await self._ended.wait()
         sweep.cancel()
         await self._close_listeners()
+        await asyncio.sleep(0)  # the last that was accepted begins: cancelled before, it would not close its connection
         for task in self._handshakes:
             task.cancel()
         for connection in tuple(self._connections):
@@ -201,7 +202,11 @@ class NativeFront:
             self._backend.service.refusals.count(CONNECTION, HANDSHAKE)
             return
         except BaseException:
-            accepted.close()
+            if connection.is_open:  # cancelled just when it was: nobody else knows of its transport
+                self._connections.add(connection)  # until it is lost, for which `_main` waits
+                connection.transport.abort()
+            else:
+                accepted.close()
             raise
         if not connection.transport.is_closing():
             self._connections.add(connection)
