@@ -9,6 +9,7 @@ import numpy as np
 
 from holdfast.clock import Clock, SystemClock, ThreadCpuClock
 from holdfast.errors import HoldfastError
+from holdfast.inference.background import in_background
 from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.row_mixing import is_bounded, mixing_of
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
@@ -25,19 +26,23 @@ def prepare_session(
     clock: Clock | None = None,
     cache: GraphCache | None = None,
 ) -> ModelSession:
-    """Load a model and measure it.
+    """Load a model and measure it, giving way to those that are served meanwhile.
 
     Args:
-        clock: None = CPU time, if a run takes no other thread: who is loaded while others are served measures the model
-            and not them.
+        clock: None = CPU time, where a run takes no other thread, so that the model is measured and not its neighbours.
         cache: graphs optimised before; None = optimise anew.
     Raises:
         ModelError: not an ONNX model, or one with inputs or outputs that cannot be served.
     """
     options = options or SessionOptions()
+    if options.intra_op_threads > 1 or options.shared_threads:
+        # not in the background: its threads would have the low priority too, for good
+        return _prepare(source, options, clock or SystemClock(), cache)
+    return in_background(lambda: _prepare(source, options, clock or ThreadCpuClock(), cache))
+
+
+def _prepare(source: ModelSource, options: SessionOptions, clock: Clock, cache: GraphCache | None) -> ModelSession:
     session = load_session(source, options) if cache is None else cache.load(source, options)
-    if clock is None:
-        clock = ThreadCpuClock() if options.intra_op_threads == 1 and not options.shared_threads else SystemClock()
     return session.measured(measure(source.model, session, clock))
 
 

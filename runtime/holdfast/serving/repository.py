@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
-from holdfast.inference.background import in_background
 from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.memory import give_back
 from holdfast.inference.pool import MAX_TOLD_CHARS, ModelPool
@@ -95,7 +94,6 @@ class FolderRepository:
         self._prepare = prepare
         self._at_once = at_once or min(MAX_AT_ONCE, len(os.sched_getaffinity(0)))
         self._turn = threading.Lock()
-        self._is_starting = False
         self._states: dict[str, dict[int, VersionState]] = {}
         self._loaded: dict[str, dict[int, _Loaded]] = {}
         self._seen: dict[str, Fingerprint] = {}
@@ -113,12 +111,8 @@ class FolderRepository:
         """
         with self._turn:
             folders = scan(self._root)
-            self._is_starting = True
-            try:
-                with ThreadPoolExecutor(self._at_once, "load") as crew:
-                    list(crew.map(partial(_try, self._load), folders.values()))  # none touches what is another model's
-            finally:
-                self._is_starting = False
+            with ThreadPoolExecutor(self._at_once, "load") as crew:
+                list(crew.map(partial(_try, self._load), folders.values()))  # none touches what is another model's
 
     def poll(self) -> None:
         """Load what is new or has changed since it was loaded, and unload what is gone. What was unloaded stays so.
@@ -223,14 +217,8 @@ class FolderRepository:
             if before.labels == labels:
                 return before
             return replace(before, labels=labels, session=before.session.labelled(labels))
-        session = self._made(source, settings)
+        session = self._prepare(source, settings)
         return _Loaded(source.digest, settings, labels, session.labelled(labels) if labels else session)
-
-    def _made(self, source: ModelSource, settings: ModelSettings) -> ModelSession:
-        """A session, made on a thread that gives way to those who are served, if there are any."""
-        if self._is_starting or settings.threads > 1:  # a session's threads would have low priority too, for good
-            return self._prepare(source, settings)
-        return in_background(partial(self._prepare, source, settings))
 
 
 def _try(load: Callable[[ModelFolder], None], folder: ModelFolder) -> None:

@@ -1,4 +1,4 @@
-"""What gives way: its own priority is lower, everybody else's stays."""
+"""What gives way, like the loading of a model: its own priority is lower, everybody else's stays."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.fakes import served_models as models
+from tests.fakes.clock import FakeClock
 
+from holdfast.inference import prepare
 from holdfast.inference.background import NICE, THREAD_NICE, in_background, lower_process
+from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
 
 
 def nice_of_this_thread() -> int:
@@ -59,3 +64,33 @@ def test_a_process_that_is_gone_is_no_error() -> None:
     process.wait()
 
     lower_process(process.pid)
+
+
+def test_a_model_is_loaded_and_measured_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    nices: list[int] = []
+    monkeypatch.setattr(prepare, "load_session", watched(nices))
+
+    prepare.prepare_session(ModelSource(models.scale(1.0)), clock=FakeClock())
+
+    assert nices == [max(THREAD_NICE, nice_of_this_thread())]
+
+
+def test_a_session_with_threads_of_its_own_is_made_at_full_priority_so_that_they_have_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nices: list[int] = []
+    monkeypatch.setattr(prepare, "load_session", watched(nices))
+
+    prepare.prepare_session(ModelSource(models.scale(1.0)), SessionOptions(intra_op_threads=2), clock=FakeClock())
+
+    assert nices == [nice_of_this_thread()]
+
+
+def watched(nices: list[int]) -> Callable[[ModelSource, SessionOptions], ModelSession]:
+    """A load_session that notes the priority of its thread."""
+
+    def load(source: ModelSource, options: SessionOptions) -> ModelSession:
+        nices.append(nice_of_this_thread())
+        return load_session(source, options)
+
+    return load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_trial_ends_a_model_that_hangs(model: object) -> None:
         run_trial(ModelSource(model()), timeout_s=4.0)
 
     assert refused.value.reason == TIMEOUT
+
+
+def test_trial_waits_as_well_where_the_kernel_has_no_handles_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_pid: int) -> int:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr("os.pidfd_open", missing)
+
+    assert run_trial(ModelSource(models.identity())).probe == "ok"
+    with pytest.raises(TrialError, match=r"within 0\.1 s"):
+        run_trial(ModelSource(models.hangs_while_loading()), timeout_s=0.1)
 
 
 def test_trial_ends_a_model_that_eats_memory() -> None:
