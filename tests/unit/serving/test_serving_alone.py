@@ -23,6 +23,7 @@ from holdfast.inference.traits import Traits
 from holdfast.serving import oip, oip_pb2
 from holdfast.serving.authorisation import rules_of
 from holdfast.serving.grpc_wire import framed_prefix
+from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.frames import (
     END_HEADERS,
     END_STREAM,
@@ -30,6 +31,7 @@ from holdfast.serving.http2.frames import (
     PREFACE,
     Setting,
     frame,
+    reset,
     settings,
     window_update,
 )
@@ -106,7 +108,7 @@ class Bench:
             whole(*call)  # type: ignore[arg-type]  # handed on as it came
 
         self.peer.infer = infer  # type: ignore[method-assign]  # to count
-        self._encoder, self._decoder, self._stream_id = hpack.Encoder(), hpack.Decoder(), -1
+        self._encoder, self._decoder, self.stream_id = hpack.Encoder(), hpack.Decoder(), -1
         self.turn()
 
     def turn(self) -> bytes:
@@ -117,18 +119,21 @@ class Bench:
 
     def ask(self, message: bytes, cut: int = 1 << 16) -> tuple[str, bytes]:
         """The status of a call and its message; the octets come in pieces of `cut`."""
-        self._stream_id += 2
-        body = framed_prefix(len(message)) + message
-        pieces = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
-        *first, last = (frame(0, 0, self._stream_id, piece) for piece in pieces)
-        block = self._encoder.encode(FIELDS, huffman=False)
-        ended = last[:4] + bytes((END_STREAM,)) + last[5:]
-        sent = b"".join((frame(HEADERS, END_HEADERS, self._stream_id, block), *first, ended))
-        told = b""
-        for at in range(0, len(sent), cut):
-            self.peer.receive(sent[at : at + cut])
+        told, sent_frames = b"", self.frames(message)
+        for at in range(0, len(sent_frames), cut):
+            self.peer.receive(sent_frames[at : at + cut])
             told += self.turn()
         return self._read(told)
+
+    def frames(self, message: bytes) -> bytes:
+        """A call on the next stream."""
+        self.stream_id += 2
+        body = framed_prefix(len(message)) + message
+        pieces = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
+        *first, last = (frame(0, 0, self.stream_id, piece) for piece in pieces)
+        block = self._encoder.encode(FIELDS, huffman=False)
+        ended = last[:4] + bytes((END_STREAM,)) + last[5:]
+        return b"".join((frame(HEADERS, END_HEADERS, self.stream_id, block), *first, ended))
 
     def _read(self, data: bytes) -> tuple[str, bytes]:
         status, body = "", b""
@@ -199,6 +204,19 @@ def test_large_tensor_is_answered_without_the_whole_way(bench: Bench, model: str
         assert (status, answer.request_id, answer.version) == ("0", f"id-{seed}", "1")
         assert np.array_equal(answer.outputs["y"], x * (2 if model == "double" else 1))
     assert bench.whole_ways == 0
+
+
+def test_call_that_is_cancelled_in_the_turn_in_which_it_was_whole_is_not_answered(bench: Bench) -> None:
+    sent_frames = bench.frames(sent("double", tensor(1)))
+    bench.peer.receive(sent_frames[:200_000])
+    bench.turn()
+
+    bench.peer.receive(sent_frames[200_000:] + reset(bench.stream_id, ErrorCode.CANCEL))
+    told = bench.turn()
+
+    assert told == b""
+    assert not bench.wire.is_closed
+    assert bench.ask(sent("double", tensor(2)))[0] == "0"
 
 
 def test_what_lies_in_shared_memory_is_read_anew_for_the_same_request(bench: Bench, folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from holdfast.serving.buffers import ALIGNMENT
 from holdfast.serving.grpc_wire import NOT_AS_ANNOUNCED, PREFIX_BYTES, GrpcFault, message_size
 from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
@@ -19,7 +20,6 @@ from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.budget import Budget, Reservation
 
 HEAD_BYTES = 4_096  # of a message, shown to whoever says what of it is to be aligned
-ALIGNMENT = 64  # octets: a cache line, and more than any instruction asks for
 
 
 class Owner(Protocol):
