@@ -60,7 +60,7 @@ def run(tasks: Sequence[Task], stop: Stop, *, stop_timeout_s: float = STOP_TIMEO
     def guarded(task: Task) -> None:
         try:
             task.run(stop)
-        except BaseException as error:
+        except BaseException as error:  # the task runner's door: the first failure stops all
             logger.exception("task failed", extra={"task": task.name})
             errors.append(error)
             stop.set()

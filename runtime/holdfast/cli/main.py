@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HoldfastError as error:
         show_error(error.code, str(error), as_json=as_json)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
-    except Exception as error:
+    except Exception as error:  # the command line's door
         missing = missing_extra(error)
         if missing is not None:
             show_error(missing.code, str(missing), as_json=as_json)

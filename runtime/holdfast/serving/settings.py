@@ -51,7 +51,12 @@ class ServingSettings:
     shared_memory: bool = setting(False, "take and give tensors in shared memory; needs admin_socket")
     max_message_mib: int = setting(64, "largest request or answer", minimum=1, maximum=1_024)
     max_connections: int = setting(512, "connections open at once", minimum=1, maximum=65_536)
-    max_in_flight: int = setting(256, "requests taken in and not answered yet, at once", minimum=1, maximum=65_536)
+    max_in_flight: int = setting(
+        1_024,
+        "requests taken in and not answered yet, at once; 128 for each busy HTTP/2 connection",
+        minimum=1,
+        maximum=65_536,
+    )
     max_queued: int = setting(1_024, "requests that wait for one model; more are refused", minimum=1, maximum=65_536)
     max_queued_mib: int = setting(256, "inputs of all requests that wait", minimum=1, maximum=65_536)
     max_wait_s: float = setting(

@@ -43,7 +43,7 @@ class Inference:
             return
         try:
             call = self._call = decode()
-        except BaseException as error:
+        except BaseException as error:  # the rpc edge; status_of logs what is not ours
             backend.in_flight.leave()
             self._end(error)
             if not isinstance(error, Exception):
