@@ -6,28 +6,25 @@ JSON or parsed into the message of the same fields; only what is true is adverti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from holdfast import __version__
 from holdfast.clock import Clock
 from holdfast.errors import ModelError, RequestError, UnsupportedError
-from holdfast.inference.pool import ModelPool, ServedModel
-from holdfast.inference.session import ModelSession
-from holdfast.inference.tensors import TensorSpec
+from holdfast.inference.pool import ModelPool
 from holdfast.serving import metrics
 from holdfast.serving.authorisation import AccessRules, Action, Caller, check_call, check_overrides
-from holdfast.serving.datatypes import DATATYPE_OF
+from holdfast.serving.descriptions import Value, config_outputs, config_tensors, model_statistics, tensors
 from holdfast.serving.protocols import ModelRepository
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
-from holdfast.serving.statistics import Key, ModelCounts, Statistics
+from holdfast.serving.statistics import Statistics
 
 SERVER_NAME = "holdfast"
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 MODEL_FILE = "model.onnx"
-LABELS_FILE = "labels.txt"
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -37,8 +34,6 @@ EXTENSIONS = (
 )  # of every server; `extensions` adds what this one was told to offer
 READY = "READY"
 UNLOAD_DEPENDENTS = "unload_dependents"  # a parameter of unload: ensembles are not offered, so nothing depends
-
-Value = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +89,8 @@ class Control:
             "name": model.name,
             "versions": versions,
             "platform": PLATFORM,
-            "inputs": _tensors(model.session.inputs),
-            "outputs": _tensors(model.session.outputs),
+            "inputs": tensors(model.session.inputs),
+            "outputs": tensors(model.session.outputs),
         }
 
     def model_config(self, name: str, version: str) -> Value:
@@ -115,8 +110,8 @@ class Control:
             "backend": BACKEND,
             "version_policy": {"specific": {"versions": served}},
             "max_batch_size": 0,
-            "input": _config_tensors(model.session.inputs),
-            "output": _config_outputs(model.session),
+            "input": config_tensors(model.session.inputs),
+            "output": config_outputs(model.session),
             "instance_group": [{"name": f"{model.name}_0", "kind": "KIND_CPU", "count": 1}],
             "default_model_filename": MODEL_FILE,
             "model_transaction_policy": {"decoupled": False},
@@ -139,7 +134,7 @@ class Control:
         wanted = [
             model for model in self._offer.pool.models() if name in ("", model.name) and version in ("", model.version)
         ]
-        return {"model_stats": [_model_statistics(model, counts) for model in wanted]}
+        return {"model_stats": [model_statistics(model, counts) for model in wanted]}
 
     def metrics(self) -> str:
         """The metrics page."""
@@ -235,73 +230,6 @@ class Control:
         if self._offer.repository is None:
             raise UnsupportedError("this server has no model repository")
         return self._offer.repository
-
-
-def _tensors(specs: Sequence[TensorSpec]) -> list[Value]:
-    return [{"name": spec.name, "datatype": DATATYPE_OF[spec.dtype], "shape": wire_shape(spec)} for spec in specs]
-
-
-def _config_tensors(specs: Sequence[TensorSpec]) -> list[Value]:
-    kinds = {"BYTES": "TYPE_STRING"}
-    return [
-        {
-            "name": spec.name,
-            "data_type": kinds.get(DATATYPE_OF[spec.dtype], f"TYPE_{DATATYPE_OF[spec.dtype]}"),
-            "dims": wire_shape(spec),
-        }
-        for spec in specs
-    ]
-
-
-def _config_outputs(session: ModelSession) -> list[Value]:
-    """Labels are the model's own and name the classes of whatever output a client has classified."""
-    outputs = _config_tensors(session.outputs)
-    return [{**output, "label_filename": LABELS_FILE} for output in outputs] if session.labels else outputs
-
-
-def wire_shape(spec: TensorSpec) -> list[int]:
-    """A declared shape as the protocol writes it: -1 where any size goes."""
-    return [-1 if size is None else size for size in spec.shape]
-
-
-def _model_statistics(model: ServedModel, counts: Mapping[Key, ModelCounts]) -> Value:
-    """As Triton's, but for compute_input and compute_output: nothing is counted there, so their count is 0.
-
-    Telling decoding from encoding needs more readings of the clock for every request; together they are what success
-    has beyond queue and compute_infer.
-    """
-    found = counts.get((model.name, model.version), ModelCounts())
-    failed = sum(found.errors.values())
-    return {
-        "name": model.name,
-        "version": model.version,
-        "last_inference": found.last_utc_ns // 1_000_000,
-        "inference_count": found.rows,
-        "execution_count": found.runs,
-        "inference_stats": {
-            "success": _duration(found.requests, found.latency.sum),
-            "fail": _duration(failed, found.failed_s),
-            "queue": _duration(found.requests, found.queue_s),
-            "compute_input": _duration(0, 0.0),
-            "compute_infer": _duration(found.requests, found.charged_s),
-            "compute_output": _duration(0, 0.0),
-            "cache_hit": _duration(0, 0.0),
-            "cache_miss": _duration(0, 0.0),
-        },
-        "batch_stats": [
-            {
-                "batch_size": size,
-                "compute_input": _duration(0, 0.0),
-                "compute_infer": _duration(batch.runs, batch.compute_s),
-                "compute_output": _duration(0, 0.0),
-            }
-            for size, batch in sorted(found.batches.items())
-        ],
-    }
-
-
-def _duration(count: int, seconds: float) -> Value:
-    return {"count": count, "ns": round(seconds * 1e9)}
 
 
 def _size(fields: Mapping[str, object], key: str) -> int:

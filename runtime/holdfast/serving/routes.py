@@ -11,15 +11,16 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import unquote
 
 from holdfast.errors import OverloadedError, RequestError, UnauthenticatedError, UnsupportedError
 from holdfast.inference.tensors import TensorResponse
 from holdfast.serving import compression, metrics, oip_json, openapi
 from holdfast.serving.authorisation import Action
-from holdfast.serving.control import Control, Value
+from holdfast.serving.control import Control
+from holdfast.serving.descriptions import Value
 from holdfast.serving.parameters import InferCall
-from holdfast.serving.route_table import ROUTES, Route
+from holdfast.serving.route_table import ROUTES
+from holdfast.serving.route_tree import RouteTree
 from holdfast.serving.rpc import CallContext, caller_of, trace_context
 from holdfast.serving.service import InferenceService
 from holdfast.serving.status import status_of
@@ -27,7 +28,6 @@ from holdfast.serving.status import status_of
 HEADER_LENGTH = "inference-header-content-length"
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
-MAX_SEGMENTS = 8  # of a path: the longest route has seven
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Routes:
     def __init__(self, control: Control, service: InferenceService) -> None:
         self._control = control
         self._service = service
-        self._tree = _Node()
+        self._tree: RouteTree[Handler] = RouteTree()
         handlers = self._handlers()
         for route in ROUTES:
             self._tree.add(route, _refusal(route.not_offered) if route.not_offered else handlers[route.name])
@@ -216,57 +216,6 @@ class Routes:
     def _metrics(self, call: HttpCall) -> HttpResponse:
         self._control.check(caller_of(call.context), Action.READ)
         return HttpResponse(200, self._control.metrics().encode(), metrics.CONTENT_TYPE)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What lies at a path: the handler of the asked method if there is one, and the methods that there are."""
-
-    names: Mapping[str, str]
-    methods: tuple[str, ...]
-    route: Route | None
-    handler: Handler | None
-
-
-class _Node:
-    """One segment of the paths. A segment that is written out goes before one that is a name."""
-
-    def __init__(self) -> None:
-        self._below: dict[str, _Node] = {}
-        self._named: tuple[str, _Node] | None = None
-        self._routes: dict[str, tuple[Route, Handler]] = {}
-
-    def add(self, route: Route, handler: Handler) -> None:
-        node = self
-        for segment in route.template.strip("/").split("/"):
-            if segment.startswith("{"):
-                if node._named is None:
-                    node._named = (segment.strip("{}"), _Node())
-                node = node._named[1]
-            else:
-                node = node._below.setdefault(segment, _Node())
-        node._routes[route.method] = (route, handler)
-
-    def find(self, path: str, method: str) -> _Found | None:
-        segments = path.strip("/").split("/", MAX_SEGMENTS)
-        names: dict[str, str] = {}
-        node = self._walk(segments, 0, names)
-        if node is None:
-            return None
-        route, handler = node._routes.get("GET" if method == "HEAD" else method, (None, None))
-        return _Found(names, tuple(sorted(node._routes)), route, handler)
-
-    def _walk(self, segments: list[str], at: int, names: dict[str, str]) -> _Node | None:
-        if at == len(segments):
-            return self if self._routes else None
-        below = self._below.get(segments[at])
-        found = below._walk(segments, at + 1, names) if below is not None else None
-        if found is None and self._named is not None and segments[at]:
-            name, node = self._named
-            found = node._walk(segments, at + 1, names)
-            if found is not None:
-                names[name] = unquote(segments[at])
-        return found
 
 
 def failure(error: BaseException) -> HttpResponse:

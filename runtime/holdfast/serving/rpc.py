@@ -19,7 +19,8 @@ from holdfast.errors import DeadlineError, HoldfastError, UnsupportedError
 from holdfast.inference.tensors import TensorResponse
 from holdfast.serving import oip, oip_pb2
 from holdfast.serving.authorisation import Action, Caller, bearer_token
-from holdfast.serving.control import Control, Value
+from holdfast.serving.control import Control
+from holdfast.serving.descriptions import Value
 from holdfast.serving.health import Health
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.protocols import OnLeave
