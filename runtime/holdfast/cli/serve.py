@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
     if not 0 <= arguments.poll_s <= IDLE_S:
         raise UsageError(f"expected --poll-s from 0 (never) to {IDLE_S:g}")
+    # before numpy comes: its BLAS, which serving never calls, would start a thread on every core and let it spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not arguments.model.is_dir():
         return _serve_file(arguments)
     settings = settings_from(arguments)
