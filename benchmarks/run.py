@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         publish(results, options)
         from tests.docs.make_docs import main as make_docs
 
-        make_docs(["benchmarks"])
+        make_docs([".", "benchmarks"])
     return 0
 
 

@@ -237,6 +237,7 @@ MADE: dict[str, dict[str, Callable[[str], str]]] = {
     },
     "federation": {"rooms": _rooms, "commands": _commands, "settings": _settings, "decisions": _decisions},
     "benchmarks": {"figures": _figures, "peers": _peers},
+    ".": {"peers": _peers},
 }
 
 
