@@ -136,7 +136,7 @@ def test_killed_superlink_costs_no_update(lab: RoundLab):
 def test_killed_federated_worker_is_seen_and_the_round_goes_on_without_it(lab: RoundLab):
     for name in ("a", "b", "c"):
         lab.add_device(name)
-    spec = lab.spec(rounds=2, quorum=2, minimum_devices=3, join_s=10.0)
+    spec = lab.spec(rounds=2, quorum=2, minimum_devices=3, join_s=30.0)  # the others start beside much else
     worker = lab.start_worker(spec)
     victim = lab.members[2]
     until(lambda: victim.host.worker_pid != 0, "the worker to start")
