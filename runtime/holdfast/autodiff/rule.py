@@ -176,6 +176,8 @@ def reduce_to_shape(out: GraphWriter, value: str, shape: tuple[int, ...], target
         return value
     lead = len(shape) - len(target)
     padded = (1,) * lead + target
+    if lead and shape[lead:] == target:
+        return out.node("ReduceSum", [value, out.integers(*range(lead))], keepdims=0)
     axes = [axis for axis, (have, want) in enumerate(zip(shape, padded, strict=True)) if want == 1 and have != 1]
     if axes:
         value = out.node("ReduceSum", [value, out.integers(*axes)], keepdims=1)
