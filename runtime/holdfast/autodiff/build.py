@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from onnx import TensorProto
 
 from holdfast.autodiff.accumulation import StepParts, emit_accumulate, emit_apply
+from holdfast.autodiff.dense import layers_as_products
 from holdfast.autodiff.emission import Output, emit, new_writer
 from holdfast.autodiff.loss import (
     Loss,
@@ -190,7 +191,7 @@ def make_plan(
     made_loss = loss_named(loss) if isinstance(loss, str) else loss
     rule = UpdateRule(optimizer_named(optimizer), options.proximal, options.clip)
     model = parse_model(model_bytes)
-    forward = pool_before_relu(read_forward(model, batch, made_loss.head))
+    forward = layers_as_products(pool_before_relu(read_forward(model, batch, made_loss.head)))
     names = [tensor.name for tensor in parameters_of(model)]
     chosen = choose_trainable(forward, names, trainable)
     statistics = running_statistics(forward, chosen, names, options.batch_norm)

@@ -9,6 +9,7 @@ from onnx import ValueInfoProto, helper, numpy_helper
 
 from holdfast.autodiff.externalise import refer_to_weights
 from holdfast.autodiff.reading import ForwardGraph
+from holdfast.autodiff.scaling import factors_in_products
 from holdfast.autodiff.simplify import without_redundant
 from holdfast.autodiff.writer import GraphWriter, names_read
 from holdfast.errors import AutodiffError
@@ -38,7 +39,10 @@ def emit(
     given, made = {name for name, _, _ in inputs}, [name for name, _, _ in outputs]
     learned = {*given, *(entry.name for entry in layout.entries)}
     constants = {name: value for name, value in forward.initializers.items() if name not in learned}
-    out.nodes = without_redundant(out.nodes, {**constants, **out.constants}, made)
+    known = {**constants, **out.constants}
+    out.nodes = without_redundant(out.nodes, known, made)
+    out.prune(made)
+    out.nodes = factors_in_products(out.nodes, known, made)
     out.prune(made)
     read = {name for node in out.nodes for name in names_read(node)}
     kept = [

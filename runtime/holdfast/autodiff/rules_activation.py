@@ -105,25 +105,28 @@ def _mish(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
 
 
 def _gelu_forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
-    """Y = X Phi(X), with the normal distribution's Phi(X) = (1 + erf(X / sqrt 2)) / 2 kept for the way back."""
+    """Y = X Phi(X) = sqrt(2/pi) s G with s = X / sqrt 2 and G = sqrt(pi) Phi(X) = sqrt(pi)/2 (1 + erf(s)).
+
+    So scaled, both factors can go into matrix products before and behind, and the slope needs no factor within.
+    """
     if view.text("approximate", "none") == "tanh":
         out.copy([view.node])
         return ()
-    x, shape = view.inputs[0], view.input_shape(0)
+    x, shape, half = view.inputs[0], view.input_shape(0), 0.5 * math.sqrt(math.pi)
     small = _times(out, x, math.sqrt(0.5))
-    cumulative = line(out, out.node("Erf", [small]), shape, 0.5, 0.5)
-    out.node_as("Mul", [x, cumulative], [view.outputs[0]])
-    return (small, cumulative)
+    grown = line(out, out.node("Erf", [small]), shape, half, half)
+    out.node_as("Mul", [out.node("Mul", [small, grown]), out.scalar(math.sqrt(2 / math.pi))], [view.outputs[0]])
+    return (small, grown)
 
 
 def _gelu(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
-    """Slope Phi(X) + X phi(X); with s = X / sqrt 2, X phi(X) = s exp(-s^2 - log(pi) / 2)."""
+    """Slope Phi(X) + X phi(X) = (G + s / exp(s^2)) / sqrt(pi)."""
     if not view.saved:
         return [out.node("Mul", [dy, _gelu_tanh_slope(out, view.inputs[0])])]
-    small, cumulative = view.saved
-    exponent = line(out, out.node("Mul", [small, small]), view.input_shape(0), -1.0, -0.5 * math.log(math.pi))
-    density = out.node("Mul", [small, out.node("Exp", [exponent])])
-    return [out.node("Mul", [dy, out.node("Add", [cumulative, density])])]
+    small, grown = view.saved
+    density = out.node("Div", [small, out.node("Exp", [out.node("Mul", [small, small])])])
+    flow = _times(out, dy, 1 / math.sqrt(math.pi))
+    return [out.node("Mul", [flow, out.node("Add", [grown, density])])]
 
 
 def _gelu_tanh_slope(out: GraphWriter, x: str) -> str:
