@@ -8,7 +8,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.data = b""
-        self.is_closed = False
+        self.is_closed = self.is_held = False
 
     def write(self, data: bytes) -> None:
         self.data += data
@@ -17,7 +17,7 @@ class Wire:
         self.is_closed = True
 
     def pause_reading(self) -> None:
-        pass
+        self.is_held = True
 
     def resume_reading(self) -> None:
-        pass
+        self.is_held = False

@@ -18,6 +18,7 @@ MAX_LINE_BYTES = 8_192
 MAX_HEADERS = 100
 MAX_KNOWN = 64  # heads remembered per connection; one client uses a handful
 MAX_KNOWN_BYTES = 1_024  # of a head that is remembered
+LARGE_BYTES = 262_144  # a body beyond it wants room that all connections share
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\Z")
@@ -89,6 +90,7 @@ class HttpParser:
         self._steps = self._requests()
         self.phase = Phase.IDLE
         self.owes_continue = False  # the peer waits for "100 Continue"; whoever sends it resets this
+        self.wanted_bytes = 0  # how large the body is that is being read, or may get; 0 between bodies
 
     @property
     def held_bytes(self) -> int:
@@ -137,7 +139,7 @@ class HttpParser:
             if raw:
                 self._remember(raw, head)
             body = self._decoded((yield from self._body(head.headers)), head.headers)
-            self.phase = Phase.IDLE
+            self.phase, self.wanted_bytes = Phase.IDLE, 0
             yield HttpRequest(head.method, head.path, head.headers, body, head.keep_alive)
 
     def _remember(self, raw: bytes, head: _Head) -> None:
@@ -202,7 +204,7 @@ class HttpParser:
             return b""
         if not (length.isascii() and length.isdigit() and len(length) < 19):
             raise HttpError(400, f"malformed Content-Length {length[:40]!r}")
-        size = self._bounded(int(length))
+        size = self.wanted_bytes = self._bounded(int(length))
         self._note_expectation(headers)
         return (yield from self._exactly(size))
 
@@ -219,7 +221,8 @@ class HttpParser:
             size = int(match[1], 16)
             if size == 0:
                 break
-            self._bounded(len(body) + size)
+            if self._bounded(len(body) + size) > LARGE_BYTES:
+                self.wanted_bytes = self._limits.max_body_bytes  # nobody says where it ends
             body += yield from self._exactly(size)
             if (yield from self._line(MAX_LINE_BYTES)):
                 raise HttpError(400, "a chunk is longer than its size")

@@ -1,7 +1,8 @@
 """One HTTP/1.1 connection of the front: requests one after another, answers in their order.
 
 Rules: a request is read while the one before is answered, and no further; nothing is answered while the peer does not
-take what was said before; a request that breaks the framing is answered once and the connection closed.
+take what was said before; a large body is read once there is room for all of it (`Budget`); a request that breaks the
+framing is answered once and the connection closed.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Protocol
 
-from holdfast.serving.http1 import HttpError, HttpParser, HttpRequest, Phase
+from holdfast.serving.http1 import LARGE_BYTES, HttpError, HttpParser, HttpRequest, Phase
 from holdfast.serving.native.backend import Backend, PeerFacts
+from holdfast.serving.native.budget import Reservation
 from holdfast.serving.native.http2_peer import Link
 from holdfast.serving.native.http_exchange import HttpExchange
 from holdfast.serving.native.infer import Inference
@@ -45,6 +47,7 @@ class Http1Peer:
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
         self._is_held = self._is_paused = False
         self._inference: Inference | None = None  # under way
+        self._room: Reservation | None = None  # for the large body that is being read
 
     def receive(self, data: bytes) -> None:
         """Bytes from the peer."""
@@ -91,6 +94,7 @@ class Http1Peer:
     def lost(self) -> None:
         """The connection is gone."""
         self._is_over = True
+        self._give_back()
         if self._inference is not None:
             self._inference.dropped()
 
@@ -125,7 +129,9 @@ class Http1Peer:
                     self._backend.tick.touch(self)
             if request is None:
                 self._note_phase()
+                self._claim()
                 return
+            self._give_back()
             self._is_busy = True
             self._begin(request)
         self._note_phase()
@@ -137,10 +143,22 @@ class Http1Peer:
 
     def _hold(self) -> None:
         """Read no further ahead than that; but read on where the rest of a request is all that is missing."""
-        is_held = self._must_wait and self._parser.held_bytes > MAX_AHEAD_BYTES
+        is_ahead = self._must_wait and self._parser.held_bytes > MAX_AHEAD_BYTES
+        is_held = is_ahead or (self._room is not None and not self._room.is_held)
         if is_held != self._is_held and not self._is_over:
             self._is_held = is_held
             (self._link.pause_reading if is_held else self._link.resume_reading)()
+
+    def _claim(self) -> None:
+        """Ask for room if the body under way is a large one."""
+        wanted = self._parser.wanted_bytes
+        if wanted > LARGE_BYTES and self._room is None:
+            self._room = self._backend.budget.reserve(wanted, lambda: self._backend.tick.touch(self))
+
+    def _give_back(self) -> None:
+        if self._room is not None:
+            self._room.release()
+            self._room = None
 
     def _note_phase(self) -> None:
         if self._parser.phase is not self._phase or self._phase is Phase.IDLE:
@@ -163,6 +181,7 @@ class Http1Peer:
 
     def _refuse(self, error: HttpError) -> None:
         self._backend.service.refusals.note(error)
+        self._give_back()
         self._send(HttpResponse(error.status, error_body(str(error))), keep_alive=False, is_head=False)
 
     def _send(self, response: HttpResponse, *, keep_alive: bool, is_head: bool) -> None:
