@@ -12,6 +12,8 @@ from holdfast.cli.command import EXIT_OK
 from holdfast.errors import HoldfastError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from holdfast.serving.repository import FolderRepository
     from holdfast.serving.server import ServerOptions
     from holdfast.serving.settings import ServingSettings
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IDLE_S = 3_600.0
+READY = "READY"  # a version's state, in the words of the protocol
 
 
 def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, options: ServerOptions) -> int:
@@ -45,14 +48,15 @@ def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, optio
     if shared:
         share_threads(settings.shared_threads)
     prepare = partial(prepare_safely, cache=cache, shared_threads=shared)
-    repository = FolderRepository(root_of(arguments.model), pool, prepare)
+    root = root_of(arguments.model)
+    repository = FolderRepository(root, pool, prepare)
     repository.load_all()
     server = Server(pool, options=options, repository=repository)
     stop = Stop()
     with stop_on_signals(stop):
         address = server.start()
         try:
-            _say_ready(repository, str(address), as_json=arguments.json)
+            _say_ready(repository, root, str(address), as_json=arguments.json)
             while not stop.wait(arguments.poll_s or IDLE_S):
                 _poll(repository, arguments.poll_s)
         finally:
@@ -71,7 +75,7 @@ def _poll(repository: FolderRepository, poll_s: float) -> None:
         logger.warning("repository not read", extra={"reason": str(error)})
 
 
-def _say_ready(repository: FolderRepository, address: str, *, as_json: bool) -> None:
+def _say_ready(repository: FolderRepository, root: Path, address: str, *, as_json: bool) -> None:
     states = repository.index()
     if as_json:
         models = [
@@ -82,4 +86,6 @@ def _say_ready(repository: FolderRepository, address: str, *, as_json: bool) -> 
         return
     for state in states:
         print(f"{state.state:<12} {state.name} version {state.version}{state.reason and ': ' + state.reason}")
+    if all(state.state != READY for state in states):
+        print(f"no model is served: expected files like {root}/NAME/1/model.onnx (--poll-s 5 looks for them again)")
     print(f"serving on {address} (gRPC and HTTP); Ctrl-C stops", flush=True)
