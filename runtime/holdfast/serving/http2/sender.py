@@ -175,7 +175,7 @@ class Sender:
         flags = frames.END_STREAM if end and size == len(data) else 0
         self.has_sent = True
         self.out.append(frames.header(frames.DATA, flags, stream.id, size))
-        self.out.append(bytes(data[:size]))
+        self.out.append(data[:size])
         self.window -= size
         stream.send_window -= size
         self.unsent_bytes -= size
