@@ -22,10 +22,11 @@ def _windows(view: NodeView) -> Windows:
 def _max_forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
     """The same node, asked where the maxima are: int64, flat over the whole tensor. That takes it ten times as long.
 
-    Windows of two by two need no answer, and no pooling either: see `_max_by_halves`.
+    Windows of two by two need no answer: see `_max_of_halves`.
     """
     if _halves(view) and view.way("dX", "halves", "places") == "halves":
-        return _max_by_halves(view, out)
+        out.copy([view.node])
+        return ()
     indices = out.fresh("MaxPool")
     names = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
     out.node_as("MaxPool", view.inputs, [view.outputs[0], indices], storage_order=0)
@@ -35,7 +36,7 @@ def _max_forward(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
 
 def _max(view: NodeView, out: GraphWriter, dy: str) -> list[str | None]:
     """dY added to a flat tensor of zeros; where no element is in two windows, written instead of added."""
-    if len(view.saved) > 1:
+    if not view.saved:
         return [_max_of_halves(view, out, dy)]
     shape, flat = view.input_shape(0), out.integers(-1)
     target = zeros(out, (math.prod(shape),))
@@ -53,34 +54,24 @@ def _halves(view: NodeView) -> bool:
     return twos and plain and len(view.outputs) == 1
 
 
-def _max_by_halves(view: NodeView, out: GraphWriter) -> tuple[str, ...]:
-    """Y axis by axis, the first axis first: the larger of each pair. Returns the firsts and seconds of the pairs.
-
-    They take the place of X, which nothing needs any more on the way back.
-    """
-    rows, value, saved = math.prod(view.input_shape(0)[:2]), view.inputs[0], []
-    for axis, size in enumerate(view.input_shape(0)[2:], start=2):
-        rows, inner = rows * (size // 2), math.prod(view.input_shape(0)[axis + 1 :])
-        pairs = out.node("Reshape", [value, out.integers(rows, 2, inner)])
-        first, second = out.nodes_out("Split", [pairs], 2, axis=1, num_outputs=2)
-        value = out.node("Max", [first, second])
-        saved += [first, second]
-    out.node_as("Reshape", [value, out.integers(*view.output_shape())], [view.outputs[0]])
-    return tuple(saved)
-
-
 def _max_of_halves(view: NodeView, out: GraphWriter, dy: str) -> str:
-    """Of each pair the first takes dY if it is at least the second; axis by axis, the last axis first.
+    """Axis by axis, the first axis first: of each pair the first takes dY if it is at least the second.
 
     Of several equal maxima one takes all, the one in the first column, and in that the first: a subgradient as well.
+    The halves are cut anew: kept from the forward pass instead of a MaxPool, they lie out of the processor's cache by
+    then, and the way back takes a tenth longer.
     """
     shape = view.input_shape(0)
-    pairs = list(zip(view.saved[::2], view.saved[1::2], strict=True))
-    for axis, (first, second) in reversed(list(enumerate(pairs, start=2))):
-        rows, inner = math.prod(shape[:2]), math.prod(shape[axis + 1 :])
-        rows *= math.prod(size // 2 for size in shape[2 : axis + 1])
-        flow = out.node("Reshape", [dy, out.integers(rows, 1, inner)])
-        to_first = out.node("Mul", [flow, as_float(out, out.node("GreaterOrEqual", [first, second]))])
+    rows, value, masks = math.prod(shape[:2]), view.inputs[0], []
+    for axis, size in enumerate(shape[2:], start=2):
+        rows, inner = rows * (size // 2), math.prod(shape[axis + 1 :])
+        pairs = out.node("Reshape", [value, out.integers(rows, 2, inner)])
+        first, second = out.nodes_out("Split", [pairs], 2, axis=1, num_outputs=2)
+        masks.append((as_float(out, out.node("GreaterOrEqual", [first, second])), (rows, 1, inner)))
+        value = out.node("Max", [first, second])
+    for mask, form in reversed(masks):
+        flow = out.node("Reshape", [dy, out.integers(*form)])
+        to_first = out.node("Mul", [flow, mask])
         dy = out.node("Concat", [to_first, out.node("Sub", [flow, to_first])], axis=1)
     return out.node("Reshape", [dy, out.integers(*shape)])
 
