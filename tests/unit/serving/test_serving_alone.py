@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from tests.fakes import served_models as models
-from tests.fakes.clock import FakeClock
+from tests.fakes.native_bench import NativeBench, Writer
 from tests.fakes.shared_calls import shared_request
-from tests.fakes.wire import Wire
 
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.prepare import prepare_session
@@ -22,36 +21,14 @@ from holdfast.inference.tensors import TensorRequest
 from holdfast.inference.traits import Traits
 from holdfast.serving import oip, oip_pb2
 from holdfast.serving.authorisation import rules_of
-from holdfast.serving.grpc_wire import framed_prefix
 from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.frames import (
-    END_HEADERS,
-    END_STREAM,
     HEADERS,
-    PREFACE,
-    Setting,
-    frame,
     reset,
-    settings,
-    window_update,
 )
 from holdfast.serving.native.backend import PeerFacts
-from holdfast.serving.native.front import Calls, NativeFront, NativeOptions
-from holdfast.serving.native.http2_peer import Http2Peer
-from holdfast.serving.protocols import TapEvent
-from holdfast.serving.rpc import MODEL_INFER
-from holdfast.serving.scheduler import ModelScheduler
-from holdfast.serving.server import Address, Server, ServerOptions
 from holdfast.serving.shared_memory import SharedMemory
 
-FIELDS = [
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":path", MODEL_INFER),
-    (":authority", "localhost"),
-    ("te", "trailers"),
-    ("content-type", "application/grpc"),
-]
 WIDE = 80_000  # numbers of a row: 320 kB, above a stream's window, and too large to be probed in batches
 BYTES = WIDE * 4
 
@@ -63,18 +40,8 @@ def wide(kind: str) -> bytes:
     return models.model_bytes(helper.make_graph([helper.make_node(kind, inputs, ["y"])], "wide", [x], [y]))
 
 
-class Tap:
-    """Keeps what it is told, arrays too."""
-
-    def __init__(self) -> None:
-        self.events: list[TapEvent] = []
-
-    def on_response(self, event: TapEvent) -> None:
-        self.events.append(event)
-
-
-class Bench:
-    """A native front without sockets: one connection, turned by hand. Its model "few" has short rows."""
+class Bench(NativeBench):
+    """Serves two models with wide rows, and "few" with short ones; counts the calls that go the whole way."""
 
     def __init__(self, folder: Path, *, memoise: bool = True, facts: PeerFacts | None = None) -> None:
         pool = ModelPool()
@@ -82,24 +49,11 @@ class Bench:
         for name, kind in (("double", "Add"), ("same", "Identity")):
             pool.swap(name, "1", load_session(ModelSource(wide(kind))).measured(quick))
         pool.swap("few", "1", prepare_session(ModelSource(models.scale(2.0))))
-        self.tap = Tap()
-        clock = FakeClock()
-        options = ServerOptions(Address("127.0.0.1", 0), rules=rules_of(shared_memory=True))
-        server = Server(pool, (self.tap,), options, clock)
-        regions = server._table.regions_for(is_local=True, is_admin=False)
+        super().__init__(pool, memoise=memoise, rules=rules_of(shared_memory=True), facts=facts)
+        regions = self.server._table.regions_for(is_local=True, is_admin=False)
         assert regions is not None
         regions._folder = folder
         self.regions: SharedMemory = regions
-        self.front = NativeFront(
-            Calls(server._table, server._routes, server._service), clock, NativeOptions(memoise=memoise)
-        )
-        self.front.tick.serve_with(
-            ModelScheduler(pool, clock, lambda callback: callback(), observer=server._statistics)
-        )
-        self.front.tick._is_set = True  # turned by hand: nothing may go to a loop that does not run
-        self.wire = Wire()
-        self.peer = Http2Peer(self.front._backend, self.wire, facts or PeerFacts(), clock.monotonic_s())
-        self.peer.receive(PREFACE + settings({Setting.INITIAL_WINDOW_SIZE: 2**20}) + window_update(0, 2**30))
         self.whole_ways = 0
         whole = self.peer.infer
 
@@ -108,14 +62,7 @@ class Bench:
             whole(*call)  # type: ignore[arg-type]  # handed on as it came
 
         self.peer.infer = infer  # type: ignore[method-assign]  # to count
-        self._encoder, self._decoder, self.stream_id = hpack.Encoder(), hpack.Decoder(), -1
-        self.turn()
-
-    def turn(self) -> bytes:
-        self.front.tick._run()
-        self.front.tick._is_set = True
-        data, self.wire.data = self.wire.data, b""
-        return data
+        self.writer, self._decoder = Writer(), hpack.Decoder()
 
     def ask(self, message: bytes, cut: int = 1 << 16) -> tuple[str, bytes]:
         """The status of a call and its message; the octets come in pieces of `cut`."""
@@ -127,13 +74,7 @@ class Bench:
 
     def frames(self, message: bytes) -> bytes:
         """A call on the next stream."""
-        self.stream_id += 2
-        body = framed_prefix(len(message)) + message
-        pieces = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
-        *first, last = (frame(0, 0, self.stream_id, piece) for piece in pieces)
-        block = self._encoder.encode(FIELDS, huffman=False)
-        ended = last[:4] + bytes((END_STREAM,)) + last[5:]
-        return b"".join((frame(HEADERS, END_HEADERS, self.stream_id, block), *first, ended))
+        return self.writer.call(message)
 
     def _read(self, data: bytes) -> tuple[str, bytes]:
         status, body = "", b""
@@ -145,10 +86,6 @@ class Bench:
             elif kind == HEADERS:
                 status = dict(self._decoder.decode(payload)).get("grpc-status", status)
         return status, body[5:]
-
-    def close(self) -> None:
-        self.front._loop.close()
-        self.front._executor.shutdown()
 
 
 @pytest.fixture
@@ -211,7 +148,7 @@ def test_call_that_is_cancelled_in_the_turn_in_which_it_was_whole_is_not_answere
     bench.peer.receive(sent_frames[:200_000])
     bench.turn()
 
-    bench.peer.receive(sent_frames[200_000:] + reset(bench.stream_id, ErrorCode.CANCEL))
+    bench.peer.receive(sent_frames[200_000:] + reset(bench.writer.stream_id, ErrorCode.CANCEL))
     told = bench.turn()
 
     assert told == b""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import hpack
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.fakes.clock import FakeClock
-from tests.fakes.wire import Wire
+from tests.fakes.native_bench import NativeBench, Writer
 
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.prepare import prepare_session
@@ -18,25 +16,9 @@ from holdfast.inference.session import ModelSession, ModelSource
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
 from holdfast.serving.authorisation import AccessRules, rules_of
-from holdfast.serving.grpc_wire import framed_prefix
-from holdfast.serving.http2.frames import END_HEADERS, END_STREAM, HEADERS, PREFACE, Setting, frame, reset, settings
-from holdfast.serving.native.backend import PeerFacts
-from holdfast.serving.native.front import Calls, NativeFront, NativeOptions
+from holdfast.serving.http2.frames import reset
 from holdfast.serving.native.http2_peer import Http2Peer
-from holdfast.serving.protocols import TapEvent
-from holdfast.serving.rpc import MODEL_INFER
-from holdfast.serving.scheduler import ModelScheduler
-from holdfast.serving.server import Address, Server, ServerOptions
-from holdfast.serving.statistics import Statistics
 
-FIELDS = [
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":path", MODEL_INFER),
-    (":authority", "localhost"),
-    ("te", "trailers"),
-    ("content-type", "application/grpc"),
-]
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 
@@ -59,78 +41,21 @@ def session() -> ModelSession:
     return made
 
 
-class Tap:
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[TapEvent] = []
-
-    def on_response(self, event: TapEvent) -> None:
-        self.events.append(event)
+Benches = tuple[NativeBench, NativeBench]
 
 
-class Bench:
-    """A native front without sockets: one connection, and a loop that turns when it is told to."""
-
-    def __init__(self, session: ModelSession, *, memoise: bool, rules: AccessRules | None = None) -> None:
-        self.pool = ModelPool()
-        self.pool.swap("m", "1", session)
-        self.tap = Tap()
-        self.clock = FakeClock()
-        options = ServerOptions(Address("127.0.0.1", 0), rules=rules or AccessRules())
-        server = Server(self.pool, (self.tap,), options, self.clock)
-        calls = Calls(server._table, server._routes, server._service)
-        self.front = NativeFront(calls, self.clock, NativeOptions(memoise=memoise))
-        self.statistics: Statistics = server._statistics
-        self.front.tick.serve_with(
-            ModelScheduler(self.pool, self.clock, lambda callback: callback(), observer=self.statistics)
-        )
-        self.front.tick._is_set = True  # turned by hand: nothing may go to a loop that does not run
-        self.wire = Wire()
-        self.peer = Http2Peer(self.front._backend, self.wire, PeerFacts(), self.clock.monotonic_s())
-        self.peer.receive(PREFACE + settings({Setting.INITIAL_WINDOW_SIZE: 2**20}))
-        self.turn()
-
-    def turn(self) -> bytes:
-        """One turn of the loop; returns what was written."""
-        self.front.tick._run()
-        self.front.tick._is_set = True
-        data, self.wire.data = self.wire.data, b""
-        return data
-
-    def close(self) -> None:
-        self.front._loop.close()
-        self.front._executor.shutdown()
+def bench_of(session: ModelSession, *, memoise: bool, rules: AccessRules | None = None) -> NativeBench:
+    pool = ModelPool()
+    pool.swap("m", "1", session)
+    return NativeBench(pool, memoise=memoise, rules=rules)
 
 
 @pytest.fixture
-def benches(session: ModelSession) -> Iterator[tuple[Bench, Bench]]:
-    made = Bench(session, memoise=True), Bench(session, memoise=False)
+def benches(session: ModelSession) -> Iterator[Benches]:
+    made = bench_of(session, memoise=True), bench_of(session, memoise=False)
     yield made
     for bench in made:
         bench.close()
-
-
-class Writer:
-    """Frames calls as gRPC's C core does: fields that vary are literals that enter no table."""
-
-    def __init__(self) -> None:
-        self._encoder = hpack.Encoder()
-        self._stream_id = -1
-
-    def call(self, message: bytes, *more: tuple[str, str], cut: int = 1 << 14) -> bytes:
-        self._stream_id += 2
-        literals = [hpack.NeverIndexedHeaderTuple(*each) for each in more]
-        block = self._encoder.encode([*FIELDS, *literals], huffman=False)
-        body = framed_prefix(len(message)) + message
-        pieces = [body[at : at + cut] for at in range(0, len(body), cut)]
-        *first, last = (frame(0, 0, self._stream_id, piece) for piece in pieces)
-        ended = last[:4] + bytes((END_STREAM,)) + last[5:]
-        return b"".join((frame(HEADERS, END_HEADERS, self._stream_id, block), *first, ended))
-
-    @property
-    def stream_id(self) -> int:
-        return self._stream_id
 
 
 def message_of(rows: int, request_id: str = "", *, seed: int = 0, outputs: tuple[str, ...] = ()) -> bytes:
@@ -168,7 +93,7 @@ def many_calls(writer: Writer) -> list[bytes]:
     return turns
 
 
-def test_answers_are_the_same_octets_with_and_without_the_lane(benches: tuple[Bench, Bench]) -> None:
+def test_answers_are_the_same_octets_with_and_without_the_lane(benches: Benches) -> None:
     turns = many_calls(Writer())
     answers = []
 
@@ -196,7 +121,7 @@ def by_stream(data: bytes) -> dict[int, bytes]:
     return streams
 
 
-def test_calls_of_one_turn_share_a_run_and_are_counted_one_by_one(benches: tuple[Bench, Bench]) -> None:
+def test_calls_of_one_turn_share_a_run_and_are_counted_one_by_one(benches: Benches) -> None:
     bench, writer = benches[0], Writer()
     for _ in range(2):
         bench.peer.receive(writer.call(message_of(1, "first")))
@@ -215,7 +140,7 @@ def test_calls_of_one_turn_share_a_run_and_are_counted_one_by_one(benches: tuple
     assert (counts.requests, counts.rows, counts.runs, counts.batches[6].runs) == (5, 8, 3, 1)
 
 
-def test_swapped_model_answers_from_the_next_turn_on(benches: tuple[Bench, Bench], session: ModelSession) -> None:
+def test_swapped_model_answers_from_the_next_turn_on(benches: Benches, session: ModelSession) -> None:
     bench, writer = benches[0], Writer()
     bench.peer.receive(writer.call(message_of(1)))
     bench.turn()
@@ -229,7 +154,7 @@ def test_swapped_model_answers_from_the_next_turn_on(benches: tuple[Bench, Bench
     assert b"Request for unknown model: 'm' is not found" in bench.turn()
 
 
-def test_cancelled_call_gets_no_answer(benches: tuple[Bench, Bench]) -> None:
+def test_cancelled_call_gets_no_answer(benches: Benches) -> None:
     bench, writer = benches[0], Writer()
     bench.peer.receive(writer.call(message_of(1)))
     bench.turn()
@@ -242,7 +167,7 @@ def test_cancelled_call_gets_no_answer(benches: tuple[Bench, Bench]) -> None:
 
 def test_callers_without_a_right_are_refused_and_with_one_take_the_lane(session: ModelSession) -> None:
     token = "t" * 32
-    bench, writer = Bench(session, memoise=True, rules=rules_of(tokens=[token])), Writer()
+    bench, writer = bench_of(session, memoise=True, rules=rules_of(tokens=[token])), Writer()
     allowed = ("authorization", f"Bearer {token}")
     try:
         for more in ((), (allowed,)):  # the first two fill the table and teach
@@ -264,7 +189,7 @@ def test_callers_without_a_right_are_refused_and_with_one_take_the_lane(session:
 
 
 def test_more_calls_than_may_be_in_flight_are_refused(session: ModelSession) -> None:
-    bench, writer = Bench(session, memoise=True), Writer()
+    bench, writer = bench_of(session, memoise=True), Writer()
     bench.front.tick._lane._max_calls = 2
     bench.front.tick._in_flight.limit = 0
     try:
@@ -278,9 +203,7 @@ def test_more_calls_than_may_be_in_flight_are_refused(session: ModelSession) -> 
 
 
 @pytest.mark.parametrize("cut", [1 << 14, 50])
-def test_lane_takes_what_it_is_made_for(
-    benches: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch, cut: int
-) -> None:
+def test_lane_takes_what_it_is_made_for(benches: Benches, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     bench, writer = benches[0], Writer()
     monkeypatch.setattr(Http2Peer, "infer", lambda *_: pytest.fail("a plain call went the whole way"))
 
