@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
+from holdfast.inference.background import in_background
 from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.memory import give_back
 from holdfast.inference.pool import MAX_TOLD_CHARS, ModelPool
@@ -155,7 +156,7 @@ class FolderRepository:
             self._states[name] = {n: VersionState(name, str(n), UNAVAILABLE, UNLOADED) for n in versions}
             versions.clear()
             logger.info("model unloaded", extra={"model": name})
-            give_back()
+            in_background(give_back)
 
     def _load(self, folder: ModelFolder) -> None:
         name = folder.name
@@ -175,7 +176,7 @@ class FolderRepository:
         kept = [number for number in loaded if loaded[number] is before.get(number)]
         if len(kept) < len(before):
             before.clear()  # the last hold on sessions that serve no more
-            give_back()
+            in_background(give_back)
         if not loaded:
             del self._loaded[name]
             raise ModelError(f"model '{name}': {_reasons(states) or 'no version in its folder'}")
@@ -211,7 +212,7 @@ class FolderRepository:
     def _load_version(
         self, folder: ModelFolder, number: int, settings: ModelSettings, before: _Loaded | None
     ) -> _Loaded:
-        source = ModelSource.from_file(checked_file(self._root, folder, number))
+        source = in_background(partial(_read, checked_file(self._root, folder, number)))
         labels = labels_of(self._root, folder, settings)
         if before is not None and (before.digest, before.settings) == (source.digest, settings):
             if before.labels == labels:
@@ -219,6 +220,12 @@ class FolderRepository:
             return replace(before, labels=labels, session=before.session.labelled(labels))
         session = self._prepare(source, settings)
         return _Loaded(source.digest, settings, labels, session.labelled(labels) if labels else session)
+
+
+def _read(path: Path) -> ModelSource:
+    source = ModelSource.from_file(path)
+    _ = source.digest  # made here, once
+    return source
 
 
 def _try(load: Callable[[ModelFolder], None], folder: ModelFolder) -> None:

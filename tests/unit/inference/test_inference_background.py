@@ -94,3 +94,9 @@ def watched(nices: list[int]) -> Callable[[ModelSource, SessionOptions], ModelSe
         return load_session(source, options)
 
     return load
+
+
+def test_where_the_processor_is_unknown_slices_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+
+    assert in_background(nice_of_this_thread) == max(THREAD_NICE, nice_of_this_thread())
