@@ -79,10 +79,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from holdfast.config import AgentConfig
     from holdfast.identity.policy_store import read_document
     from holdfast.identity.state import open_state, owned
-    from holdfast.inference.memory import settle
+    from holdfast.inference.memory import settle, share_heap
     from holdfast.lifecycle import Stop, run, stop_on_signals
     from holdfast.settings import load
 
+    share_heap()
     settle()
     config = load(AgentConfig, path=arguments.config, flags={name: getattr(arguments, name) for name in FLAGS})
     logging.getLogger("holdfast").setLevel(config.log_level.upper())

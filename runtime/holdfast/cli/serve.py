@@ -72,6 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("expected --threads from 1 to 1024, --trial-memory-mib and --trial-timeout-s above 0")
     if not 0 <= arguments.poll_s <= IDLE_S:
         raise UsageError(f"expected --poll-s from 0 (never) to {IDLE_S:g}")
+    from holdfast.inference.memory import share_heap
+
+    share_heap()
     # before numpy comes: its BLAS, which serving never calls, would start a thread on every core and let it spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not arguments.model.is_dir():
@@ -81,16 +84,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _serve_file(arguments: argparse.Namespace) -> int:
+    name = _name_of(arguments)  # a wrong name is told before anything is loaded
+    session, server_options = _loaded(arguments)
+    return _serve_session(name, session, server_options, as_json=arguments.json)
+
+
+def _loaded(arguments: argparse.Namespace) -> tuple[ModelSession, ServerOptions]:
+    """The model, and how it is served. The file's bytes are not kept."""
     from holdfast.inference.session import ModelSource
 
-    _name_of(arguments)  # a wrong name is told before anything is loaded
     source = ModelSource.from_file(arguments.model)
     with _trial_beside(source, arguments) as verdict:
         # while the child loads the model, this process loads the server: the two take about as long
         settings = settings_from(arguments)
         options = options_from(arguments, settings, has_repository=False)
         verdict.result()
-    return _serve_source(arguments, settings, options, source)
+    return _prepared(arguments, settings, source), options
 
 
 @contextmanager
@@ -111,30 +120,30 @@ def _trial_beside(source: ModelSource, arguments: argparse.Namespace) -> Iterato
         )
 
 
-def _serve_source(
-    arguments: argparse.Namespace,
-    settings: ServingSettings,
-    server_options: ServerOptions,
-    source: ModelSource,
-) -> int:
+def _prepared(arguments: argparse.Namespace, settings: ServingSettings, source: ModelSource) -> ModelSession:
     from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.memory import settle
-    from holdfast.inference.pool import ModelPool
     from holdfast.inference.prepare import prepare_session
     from holdfast.inference.session import SessionOptions, share_threads
-    from holdfast.lifecycle import Stop, stop_on_signals
     from holdfast.serving.repository_folder import read_labels
-    from holdfast.serving.server import Server
 
     settle()
-    name = _name_of(arguments)
     labels = () if arguments.labels is None else read_labels(arguments.labels)
     if settings.shared_threads:
         share_threads(settings.shared_threads)
     shared = settings.shared_threads > 0
     options = SessionOptions(arguments.threads, spinning=arguments.spinning, shared_threads=shared)
     cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
-    session = prepare_session(source, options, cache=cache).labelled(labels)
+    return prepare_session(source, options, cache=cache).labelled(labels)
+
+
+def _serve_session(name: str, session: ModelSession, server_options: ServerOptions, *, as_json: bool) -> int:
+    from holdfast.inference.memory import give_back
+    from holdfast.inference.pool import ModelPool
+    from holdfast.lifecycle import Stop, stop_on_signals
+    from holdfast.serving.server import Server
+
+    give_back()  # what loading took
     pool = ModelPool()
     pool.swap(name, VERSION, session)
     server = Server(pool, options=server_options)
@@ -142,12 +151,12 @@ def _serve_source(
     with stop_on_signals(stop):
         address = server.start()
         try:
-            _say_ready(name, session, address, as_json=arguments.json)
+            _say_ready(name, session, address, as_json=as_json)
             while not stop.wait(IDLE_S):
                 pass
         finally:
             server.stop()
-    if not arguments.json:
+    if not as_json:
         print("stopped", flush=True)
     return EXIT_OK
 
