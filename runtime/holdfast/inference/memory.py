@@ -9,15 +9,14 @@ from __future__ import annotations
 import ctypes
 import gc
 
-
 _M_ARENA_MAX = -8  # mallopt(3)
 
 
 def share_heap() -> None:
     """Let all threads allocate from one heap. Call it before the first thread is started.
 
-    Otherwise the C library gives every thread a heap of its own, which costs 0.9 MiB with a single model. Large tensors,
-    and what ONNX Runtime's own arena holds, are in none of them.
+    Otherwise the C library gives every thread a heap of its own, which costs 0.9 MiB with a single model. Large
+    tensors, and what ONNX Runtime's own arena holds, are in none of them.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
