@@ -45,7 +45,7 @@ from holdfast.bundle.manifest import (
 from holdfast.bundle.profile import Profile, encode_profile
 from holdfast.bundle.training import BROUGHT, BUILT, SOFTMAX_CROSS_ENTROPY, Training, recipe_named
 from holdfast.bundle.verify import write_bundle
-from holdfast.inference.session import ModelSource, load_session
+from holdfast.inference.session import ModelSession, ModelSource, load_session
 from holdfast.inference.tensors import TensorSpec
 from holdfast.inference.trial import Golden, run_trial
 from holdfast.trust.envelope import sign_envelope
@@ -131,9 +131,7 @@ def pack(
     is_classifier = contract is None or contract.loss.name == SOFTMAX_CROSS_ENTROPY
     scores = find_scores(outputs, facts.labels) if is_classifier else None
     edges, profile = measure_profile(samples, outputs, scores, facts.labels)
-    inputs = golden_rows(session, samples)
-    golden = GoldenSet(inputs, session.run(inputs))
-    run_trial(source, Golden(golden.inputs, golden.outputs, golden.rtol, golden.atol))
+    golden = _tried(source, session, samples)
     files = {
         MODEL_FILE: split.skeleton,
         WEIGHTS_FILE: split.weights,
@@ -161,11 +159,23 @@ def pack(
         purpose=facts.purpose,
         profile=edges,
     )
-    manifest_bytes = encode_manifest(manifest)
-    bundle = write_bundle(manifest_bytes, sign_envelope(MANIFEST_TYPE, manifest_bytes, signer), files)
+    bundle = _signed(manifest, files, signer)
     if contract is not None:
         rehearse(bundle, samples)
     return bundle
+
+
+def _tried(source: ModelSource, session: ModelSession, samples: Samples) -> GoldenSet:
+    """The answers that devices must give too, and that a process of its own gave."""
+    inputs = golden_rows(session, samples)
+    golden = GoldenSet(inputs, session.run(inputs))
+    run_trial(source, Golden(golden.inputs, golden.outputs, golden.rtol, golden.atol))
+    return golden
+
+
+def _signed(manifest: Manifest, files: Mapping[str, bytes], signer: Signer) -> bytes:
+    manifest_bytes = encode_manifest(manifest)
+    return write_bundle(manifest_bytes, sign_envelope(MANIFEST_TYPE, manifest_bytes, signer), files)
 
 
 def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:

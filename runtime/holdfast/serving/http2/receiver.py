@@ -181,8 +181,7 @@ class Receiver:
         body_limit, send_window = self._whole_bytes, self._sender.initial_window
         while size - at >= FRAME_HEADER_BYTES:
             high, low, kind, stream_id = _unpack_whole(buffer, at)
-            start = at + FRAME_HEADER_BYTES
-            end = start + (high << 8 | low)
+            start, end = at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + (high << 8 | low)
             if kind == _DATA_WHOLE and end <= size:
                 begun = streams.get(stream_id)
                 if begun is None or begun.begun_turn != turn or begun.length_left is not None:
@@ -214,8 +213,7 @@ class Receiver:
             stream = streams[stream_id] = Stream(stream_id, (shape, values), limits.stream_window_bytes, send_window)
             if size - at >= FRAME_HEADER_BYTES:
                 high, low, kind, data_id = _unpack_whole(buffer, at)
-                length = high << 8 | low
-                start = at + FRAME_HEADER_BYTES
+                length, start = high << 8 | low, at + FRAME_HEADER_BYTES
                 if (
                     kind == _DATA_WHOLE
                     and data_id == stream_id
@@ -223,8 +221,7 @@ class Receiver:
                     and length <= body_limit
                     and length <= window
                 ):
-                    at = start + length
-                    window -= length
+                    at, window = start + length, window - length
                     stream.remote_ended = True
                     events.append((Kind.WHOLE, stream, buffer[start:at]))
                     continue
