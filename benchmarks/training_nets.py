@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from benchmarks.training_steps import (
+from benchmarks.training_sizes import (
     BLOCKS,
     CLASSES,
     HEADS,

@@ -16,13 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.harness import timed
-
-CLASSES, RATE = 10, 0.01
-MLP_SIZES = (784, 200, 200, CLASSES)  # the "2NN" of McMahan et al. 2017
-WORDS, STEPS, WIDTH, WIDE, HEADS, LAYERS = 1_000, 32, 128, 512, 4, 2  # of the transformer
-STEM, LAST = 16, 256  # channels of the first and the last convolution of the MobileNet-like net
-BLOCKS = ((24, 2), (24, 1), (40, 2), (40, 1), (56, 2), (56, 1))  # its inverted residuals: channels, stride
-TRANSPOSED = ".transposed"
+from benchmarks.training_sizes import CLASSES, RATE
 
 
 @dataclass(frozen=True, slots=True)

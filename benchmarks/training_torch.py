@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from benchmarks.training_steps import (
+from benchmarks.training_sizes import (
     BLOCKS,
     CLASSES,
     HEADS,
