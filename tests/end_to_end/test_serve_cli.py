@@ -60,6 +60,20 @@ def ask(kind: object, address: str, model: str, x: np.ndarray, datatype: str, *o
     return [answer.as_numpy(name) for name in outputs]
 
 
+def test_serving_tells_nobody(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's telemetry keeps what it is going to send below the home folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)  # this process has it from importing Holdfast
+
+    with served(str(digits)) as (_, address):
+        ask(tritonclient.grpc, address, "digits", digit_templates(), "FP32", "digit")
+
+        assert list(home.iterdir()) == []
+
+
 def test_example_is_served_to_unmodified_clients_bit_for_bit(digits: Path) -> None:
     x = digit_templates()
     expected = onnxruntime.InferenceSession(str(digits)).run(["digit", "probabilities"], {"pixels": x})
