@@ -38,6 +38,7 @@ ACCEPT_PAUSE_S = 0.1  # after the system refused us a connection (out of file de
 HANDSHAKE_TIMEOUT_S = 10.0
 WORKERS = 8  # for slow calls and messages of streams
 DRAIN_POLL_S = 0.05
+ROOM_BYTES = 262_144  # of one read from a socket
 SWITCH_S = (
     5e-4  # how long a thread that loads a model may keep the interpreter while a request waits; Python's own: 5 ms
 )
@@ -98,6 +99,7 @@ class NativeFront:
         self._listeners: dict[socket.socket, Listener] = {}
         self._connections: set[NativeConnection] = set()
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._room = memoryview(bytearray(ROOM_BYTES))
         self._ended = asyncio.Event()
 
     def start(self, listeners: Sequence[Listener], scheduler: Scheduler) -> None:
@@ -189,7 +191,7 @@ class NativeFront:
         task.add_done_callback(self._handshakes.discard)
 
     async def _open(self, accepted: socket.socket, facts: PeerFacts, tls: ServerTls | None) -> None:
-        connection = NativeConnection(self._backend, facts, self._connections.discard)
+        connection = NativeConnection(self._backend, facts, self._connections.discard, self._room)
         try:
             await self._loop.connect_accepted_socket(
                 lambda: connection,
