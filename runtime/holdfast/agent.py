@@ -39,9 +39,9 @@ from holdfast.outbox.checkpoints import CheckpointMemory
 from holdfast.outbox.journal import Journal, read_head
 from holdfast.outbox.sender import Recipient, Sender
 from holdfast.policy.rules import format_time
+from holdfast.serving.options import server_options
 from holdfast.serving.protocols import RequestTap
 from holdfast.serving.server import Address, Server
-from holdfast.serving.settings import server_options
 from holdfast.trust.durable import write_atomic
 from holdfast.wire.messages import ModelEvent
 

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from holdfast import __version__
 from holdfast.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Command
@@ -39,6 +40,7 @@ EXTRA_OF_MODULE = {
     "rich": "demo",
 }
 
+DEFAULT_COLUMNS, MARGIN_COLUMNS = 80, 2  # as argparse has them
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for these arguments; loads only the modules that they, or their help, need."""
     parser = argparse.ArgumentParser(
-        prog="holdfast", description="Serve ONNX models at the edge, report what is measured, learn where the data is."
+        prog="holdfast",
+        description="Serve ONNX models at the edge, report what is measured, learn where the data is.",
+        formatter_class=_lines(argparse.HelpFormatter),
     )
     parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     parser.set_defaults(parser=parser)
@@ -89,7 +93,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name in sorted({name.split(".")[0] for name in found}):
         if words and words[0] != name:
-            subparsers.add_parser(name)
+            subparsers.add_parser(name, formatter_class=_lines(argparse.HelpFormatter))
         elif name in found:
             _add_command(subparsers, name, found[name])
         else:
@@ -126,7 +130,9 @@ def _add_group(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser], group: str, found: dict[str, str]
 ) -> None:
     caption = GROUPS.get(group, "")
-    parser = subparsers.add_parser(group, help=caption, description=caption)
+    parser = subparsers.add_parser(
+        group, help=caption, description=caption, formatter_class=_lines(argparse.HelpFormatter)
+    )
     parser.set_defaults(parser=parser)
     members = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name in sorted(found):
@@ -141,7 +147,7 @@ def _add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         missing = missing_extra(error)
         if missing is None:
             raise
-        subparsers.add_parser(name, help=f"(not installed: {missing})")
+        subparsers.add_parser(name, help=f"(not installed: {missing})", formatter_class=_lines(argparse.HelpFormatter))
         return
     if not isinstance(command, Command):
         raise RuntimeError(f"entry point {where} is not a Command")
@@ -149,7 +155,19 @@ def _add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         name,
         help=command.help,
         description=command.description or command.help,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_lines(argparse.RawDescriptionHelpFormatter),
     )
     command.add_arguments(parser)
     parser.set_defaults(command=command, parser=parser)
+
+
+def _lines(formatter: type[argparse.HelpFormatter]) -> partial[argparse.HelpFormatter]:
+    """The formatter with the width that it finds by itself otherwise, with `shutil`: 0.5 MB for formats of archives."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return partial(formatter, width=int(columns) - MARGIN_COLUMNS)
+    try:
+        found = os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ is not None else 0
+    except (ValueError, OSError):  # closed, or no terminal
+        found = 0
+    return partial(formatter, width=(found or DEFAULT_COLUMNS) - MARGIN_COLUMNS)

@@ -17,6 +17,7 @@ from holdfast.cli.serve_folder import IDLE_S, serve_folder
 from holdfast.cli.serve_options import (
     add_access_arguments,
     add_scheduling_arguments,
+    graph_cache_of,
     options_from,
     settings_from,
 )
@@ -121,7 +122,6 @@ def _trial_beside(source: ModelSource, arguments: argparse.Namespace) -> Iterato
 
 
 def _prepared(arguments: argparse.Namespace, settings: ServingSettings, source: ModelSource) -> ModelSession:
-    from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.memory import settle
     from holdfast.inference.prepare import prepare_session
     from holdfast.inference.session import SessionOptions, share_threads
@@ -133,8 +133,7 @@ def _prepared(arguments: argparse.Namespace, settings: ServingSettings, source: 
         share_threads(settings.shared_threads)
     shared = settings.shared_threads > 0
     options = SessionOptions(arguments.threads, spinning=arguments.spinning, shared_threads=shared)
-    cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
-    return prepare_session(source, options, cache=cache).labelled(labels)
+    return prepare_session(source, options, cache=graph_cache_of(settings)).labelled(labels)
 
 
 def _serve_session(name: str, session: ModelSession, server_options: ServerOptions, *, as_json: bool) -> int:

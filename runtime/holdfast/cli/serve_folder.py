@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.cli.command import EXIT_OK
+from holdfast.cli.serve_options import graph_cache_of
 from holdfast.errors import HoldfastError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ READY = "READY"  # a version's state, in the words of the protocol
 
 def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, options: ServerOptions) -> int:
     """Serve the models of a folder until a signal."""
-    from holdfast.inference.graph_cache import GraphCache
     from holdfast.inference.memory import settle
     from holdfast.inference.pool import ModelPool
     from holdfast.inference.session import share_threads
@@ -43,11 +43,10 @@ def serve_folder(arguments: argparse.Namespace, settings: ServingSettings, optio
     if (arguments.threads, arguments.spinning) != (1, False):
         raise UsageError("--threads and --spinning go with a file; in a folder write them to NAME/session.toml")
     pool = ModelPool()
-    cache = None if settings.graph_cache is None else GraphCache(settings.graph_cache)
     shared = settings.shared_threads > 0
     if shared:
         share_threads(settings.shared_threads)
-    prepare = partial(prepare_safely, cache=cache, shared_threads=shared)
+    prepare = partial(prepare_safely, cache=graph_cache_of(settings), shared_threads=shared)
     root = root_of(arguments.model)
     repository = FolderRepository(root, pool, prepare)
     repository.load_all()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from holdfast.inference.graph_cache import GraphCache
     from holdfast.serving.server import ServerOptions
     from holdfast.serving.settings import ServingSettings
 
@@ -115,6 +116,19 @@ def settings_from(arguments: argparse.Namespace) -> ServingSettings:
     return load(ServingSettings, path=arguments.settings, flags=flags, prefix=ENVIRONMENT_PREFIX)
 
 
+def graph_cache_of(settings: ServingSettings) -> GraphCache | None:
+    """The cache of optimised graphs, if the settings name a folder for it.
+
+    Raises:
+        StateError: the folder cannot be made, or others may write to it.
+    """
+    if settings.graph_cache is None:
+        return None
+    from holdfast.inference.graph_cache import GraphCache
+
+    return GraphCache(settings.graph_cache)
+
+
 def options_from(
     arguments: argparse.Namespace,
     settings: ServingSettings,
@@ -127,8 +141,12 @@ def options_from(
     Raises:
         UsageError: flags that do not fit together, or a file that cannot be used.
     """
+    from holdfast.serving.without_tls import load_asyncio_without_tls
+
+    if settings.tls_certificate is None:
+        load_asyncio_without_tls()
+    from holdfast.serving.options import server_options
     from holdfast.serving.server import Address
-    from holdfast.serving.settings import server_options
 
     first, *others = (Address.parse(text) for text in arguments.listen or (DEFAULT_LISTEN,))
     options = server_options(settings, first, insecure=arguments.insecure, has_repository=has_repository)

@@ -5,16 +5,20 @@ Slow (up to PROBE_BUDGET_S beyond the load), so never on the serving loop's thre
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from holdfast.clock import Clock, SystemClock, ThreadCpuClock
 from holdfast.errors import HoldfastError
 from holdfast.inference.background import in_background
-from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.row_mixing import is_bounded, mixing_of
 from holdfast.inference.session import ModelSession, ModelSource, SessionOptions, load_session
 from holdfast.inference.tensors import STRING, Array, TensorSpec, numpy_dtype
 from holdfast.inference.traits import Traits, median
+
+if TYPE_CHECKING:
+    from holdfast.inference.graph_cache import GraphCache
 
 WARM_RUNS, TIMED_RUNS = 2, 5  # the first run of a session plans its memory
 MAX_SMALLEST_ELEMENTS = 2**24  # a model whose smallest input is larger is not run for timing

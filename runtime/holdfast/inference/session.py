@@ -7,7 +7,6 @@ before any memory is taken for it; a loaded session never changes. A model file 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,6 +74,8 @@ class ModelSource:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the model and, by name, its external files."""
+        import hashlib  # not at the top: it brings 4 MB of OpenSSL, and a bare file is served without a digest
+
         total = hashlib.sha256(hashlib.sha256(self.model).digest())
         for name in sorted(self.external):
             total.update(hashlib.sha256(name.encode()).digest())

@@ -58,7 +58,6 @@ class Golden:
 class TrialReport:
     """What a passed trial learned. `probe` says whether a run on zeros worked; a model may rightly refuse zeros."""
 
-    digest: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     load_ns: int
@@ -110,7 +109,7 @@ def run_trial(
         code = _run_child(question, answer, max(0.1, deadline_s - clock.monotonic_s()))
         answer.seek(0)
         said = answer.read(MAX_ANSWER_BYTES)
-    return _judge(code, said, source.digest, header, timeout_s)
+    return _judge(code, said, source, header, timeout_s)
 
 
 def encode_array(array: Array) -> Array:
@@ -170,25 +169,41 @@ def _ended_within(child: subprocess.Popen[bytes], timeout_s: float) -> int | Non
     return child.poll()
 
 
-def _judge(code: int | None, said: bytes, digest: str, header: Mapping[str, object], timeout_s: float) -> TrialReport:
+def _judge(
+    code: int | None, said: bytes, source: ModelSource, header: Mapping[str, object], timeout_s: float
+) -> TrialReport:
     answer = _parse(said)
-    name = f"model {digest[:12]}"
+    report = _report(answer) if code == 0 and answer.get("ok") is True and "reason" not in answer else None
+    if report is None:
+        raise _refusal(code, answer, f"model {source.digest[:12]}", header, timeout_s)
+    return report
+
+
+def _refusal(
+    code: int | None, answer: Mapping[str, object], name: str, header: Mapping[str, object], timeout_s: float
+) -> TrialError:
+    reason = answer.get("reason")
     if code is None or code == -signal.SIGALRM:
-        raise TrialError(TIMEOUT, f"{name} was not loaded and run within {timeout_s:g} s; it hangs, or allow more time")
-    if answer.get("reason") == MEMORY:
+        return TrialError(
+            TIMEOUT, f"{name} was not loaded and run within {timeout_s:g} s; it hangs, or allow more time"
+        )
+    if reason == MEMORY:
         limit = header["memory_bytes"]
-        raise TrialError(MEMORY, f"{name} needs more than the {limit} bytes of memory allowed; allow more or shrink it")
+        return TrialError(
+            MEMORY, f"{name} needs more than the {limit} bytes of memory allowed; allow more or shrink it"
+        )
     if code != 0:
         how = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
-        raise TrialError(CRASH, f"{name} crashed while it was tried ({how}); don't serve this file")
-    reason = answer.get("reason")
+        return TrialError(CRASH, f"{name} crashed while it was tried ({how}); don't serve this file")
     if reason in (NOT_A_MODEL, WRONG_OUTPUTS):
-        raise TrialError(str(reason), f"{name}: {_text(answer.get('message'))}")
-    if answer.get("ok") is not True:
-        raise TrialError(CRASH, f"{name} gave no readable answer when it was tried; don't serve this file")
+        return TrialError(str(reason), f"{name}: {_text(answer.get('message'))}")
+    return TrialError(CRASH, f"{name} gave no readable answer when it was tried; don't serve this file")
+
+
+def _report(answer: Mapping[str, object]) -> TrialReport | None:
+    """What a child that passed says; None if it cannot be read."""
     try:
         return TrialReport(
-            digest=digest,
             inputs=_specs(answer["inputs"]),
             outputs=_specs(answer["outputs"]),
             load_ns=int(str(answer["load_ns"])),
@@ -196,8 +211,8 @@ def _judge(code: int | None, said: bytes, digest: str, header: Mapping[str, obje
             probe=_text(answer["probe"]),
             golden_checked=answer["golden_checked"] is True,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrialError(CRASH, f"{name} gave no readable answer when it was tried; don't serve this file") from error
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _parse(said: bytes) -> dict[str, object]:

@@ -9,8 +9,6 @@ Tokens are kept and compared as SHA-256 digests.
 from __future__ import annotations
 
 import enum
-import hashlib
-import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -152,6 +150,8 @@ def is_known_token(rules: AccessRules, token: str) -> bool:
     """Whether the token is one of ours; the time taken tells nothing about it but its length."""
     if len(token) > MAX_TOKEN_CHARS:
         return False
+    import hmac  # not at the top, like hashlib: most servers have no tokens, and OpenSSL takes 4 MB
+
     digest = _digest(token)
     return any(hmac.compare_digest(digest, known) for known in rules.token_digests)
 
@@ -183,4 +183,6 @@ def _require_admin(caller: Caller, what: str, *, offered: bool) -> None:
 
 
 def _digest(token: str) -> bytes:
+    import hashlib
+
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

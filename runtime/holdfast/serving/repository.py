@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.errors import HoldfastError, ModelError, UnknownModelError
 from holdfast.inference.background import in_background
-from holdfast.inference.graph_cache import GraphCache
 from holdfast.inference.memory import give_back
 from holdfast.inference.pool import MAX_TOLD_CHARS, ModelPool
 from holdfast.inference.prepare import prepare_session
@@ -37,6 +37,9 @@ from holdfast.serving.repository_folder import (
     settings_of,
     wanted,
 )
+
+if TYPE_CHECKING:
+    from holdfast.inference.graph_cache import GraphCache
 
 logger = logging.getLogger(__name__)
 

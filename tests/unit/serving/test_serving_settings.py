@@ -18,8 +18,9 @@ from holdfast.errors import SettingsError, UsageError
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
 from holdfast.serving.admission import SchedulerOptions
+from holdfast.serving.options import server_options
 from holdfast.serving.server import Address, Server, ServerOptions
-from holdfast.serving.settings import ServingSettings, server_options
+from holdfast.serving.settings import ServingSettings
 from holdfast.settings import load
 
 LISTEN = Address("127.0.0.1", 0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import struct
 from collections.abc import Callable
 from typing import cast
@@ -53,7 +52,7 @@ class NativeConnection(asyncio.BufferedProtocol):
         self.is_open = True
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         tls = transport.get_extra_info("ssl_object")
-        if isinstance(tls, ssl.SSLObject):
+        if tls is not None:
             facts = self._facts
             self._facts = PeerFacts(facts.peer, facts.is_admin, facts.is_local, spiffe_id_of(tls.getpeercert()))
 

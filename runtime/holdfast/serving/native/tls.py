@@ -2,18 +2,21 @@
 
 Rules: TLS 1.2 at least; ALPN offers h2 and http/1.1; with `client_authority` a client without a certificate of that
 authority never gets past the handshake. A renewed certificate is used for new connections; files that cannot be used
-leave the old ones in force, and are named in the log.
+leave the old ones in force, and are named in the log. Nothing of TLS is loaded before the first context is made.
 """
 
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.errors import UsageError
+
+if TYPE_CHECKING:
+    import ssl
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class ServerTls:
         )
 
     def _load(self) -> ssl.SSLContext:
+        import ssl
+
         files = self._files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
