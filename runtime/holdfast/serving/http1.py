@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
+from holdfast.serving.http1_heads import END, MAX_KNOWN_BYTES, Head, KnownHeads
+
 MAX_LINE_BYTES = 8_192
 MAX_HEADERS = 100
-MAX_KNOWN = 64  # heads remembered per connection; one client uses a handful
-MAX_KNOWN_BYTES = 1_024  # of a head that is remembered
 LARGE_BYTES = 262_144  # a body beyond it wants room that all connections share
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
@@ -43,15 +43,20 @@ class HttpLimits:
     idle_timeout_s: float = 75.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs 1 us in every request; nobody changes one
 class HttpRequest:
-    """One request. `path` is without the query; header names are lower case. Heads are shared: do not change one."""
+    """One request. `path` is without the query; header names are lower case. Heads are shared: do not change one.
+
+    head, trace: what it shares with others, and the traceparent that varies, if one does.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
     keep_alive: bool
+    head: Head = field(compare=False, repr=False)
+    trace: bytes = field(default=b"", compare=False, repr=False)
 
 
 class Phase(Enum):
@@ -66,19 +71,6 @@ T = TypeVar("T")
 _Steps = Generator["HttpRequest | None", None, T]  # None: more bytes are needed
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    method: str
-    path: str
-    version: str
-    headers: Mapping[str, str]
-
-    @property
-    def keep_alive(self) -> bool:
-        connection = self.headers.get("connection", "").lower()
-        return connection != "close" if self.version == "HTTP/1.1" else connection == "keep-alive"
-
-
 class HttpParser:
     """Requests of one connection, in their order. Holds at most one request and what was fed after it."""
 
@@ -86,7 +78,7 @@ class HttpParser:
         self._limits = limits
         self._memoise = memoise
         self._buffer = bytearray()
-        self._known: dict[bytes, tuple[_Head, int]] = {}
+        self._known = KnownHeads()
         self._steps = self._requests()
         self.phase = Phase.IDLE
         self.owes_continue = False  # the peer waits for "100 Continue"; whoever sends it resets this
@@ -112,19 +104,48 @@ class HttpParser:
                 return request
         return next(self._steps)
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing was fed that is not part of a request that was returned."""
+        return not self._buffer and self.phase is Phase.IDLE
+
+    def whole(self, data: bytes) -> tuple[Head, bytes, bytes] | None:
+        """Head, varying traceparent and body of the request that `data` is, no more and no less.
+
+        None: it is something else, its head did not come before, or there is more to do about it; then feed it.
+        """
+        if self._buffer or not self._memoise or self.phase is not Phase.IDLE:
+            return None
+        end = data.find(END, 0, MAX_KNOWN_BYTES) + len(END)
+        found = self._known.find(data[:end])
+        if found is None:
+            return None
+        head, trace = found
+        if len(data) != end + head.size or head.coding != "identity":
+            return None
+        return head, trace, data[end:]
+
     def _repeated(self) -> HttpRequest | None:
         """A whole request behind a head that was read before."""
-        end = self._buffer.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES)
+        end = self._buffer.find(END, 0, MAX_KNOWN_BYTES)
         if end < 0:
             return None
-        end += 4
-        known = self._known.get(bytes(self._buffer[:end]))
-        if known is None or len(self._buffer) < end + known[1]:
+        end += len(END)
+        found = self._known.find(bytes(self._buffer[:end]))
+        if found is None:
             return None
-        head, size = known
-        body = bytes(memoryview(self._buffer)[end : end + size])
-        del self._buffer[: end + size]
-        return HttpRequest(head.method, head.path, head.headers, self._decoded(body, head.headers), head.keep_alive)
+        head, trace = found
+        if len(self._buffer) < end + head.size:
+            return None
+        body = bytes(memoryview(self._buffer)[end : end + head.size])
+        del self._buffer[: end + head.size]
+        return self._request(head, trace, body)
+
+    def _request(self, head: Head, trace: bytes, body: bytes) -> HttpRequest:
+        headers = head.headers_with(trace)
+        return HttpRequest(
+            head.method, head.path, headers, self._decoded(body, head.coding), head.keep_alive, head, trace
+        )
 
     def _requests(self) -> _Steps[None]:
         while True:
@@ -132,28 +153,18 @@ class HttpParser:
             while not self._buffer:
                 yield None
             self.phase = Phase.HEAD
-            known_end = self._buffer.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) if self._memoise else -1
-            raw = bytes(self._buffer[: known_end + 4]) if known_end >= 0 else b""
+            known_end = self._buffer.find(END, 0, MAX_KNOWN_BYTES) if self._memoise else -1
+            raw = bytes(self._buffer[: known_end + len(END)]) if known_end >= 0 else b""
             head = yield from self._head()
             self.phase = Phase.BODY
             if raw:
-                self._remember(raw, head)
-            body = self._decoded((yield from self._body(head.headers)), head.headers)
+                self._known.remember(raw, head, self._limits.max_body_bytes)
+            body = yield from self._body(head.headers)
+            request = self._request(head, b"", body)
             self.phase, self.wanted_bytes = Phase.IDLE, 0
-            yield HttpRequest(head.method, head.path, head.headers, body, head.keep_alive)
+            yield request
 
-    def _remember(self, raw: bytes, head: _Head) -> None:
-        if "transfer-encoding" in head.headers or "expect" in head.headers:
-            return
-        if raw.count(b"\n\r\n") != 1 or b"\n\n" in raw:  # lines that end in a bare LF: the head ended earlier
-            return
-        length = head.headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= self._limits.max_body_bytes:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[raw] = (head, int(length))
-
-    def _head(self) -> _Steps[_Head]:
+    def _head(self) -> _Steps[Head]:
         budget = self._limits.max_head_bytes
         line = yield from self._line(budget)
         budget -= len(line)
@@ -175,7 +186,7 @@ class HttpParser:
             if name in headers and name in ("content-length", "transfer-encoding", "host"):
                 raise HttpError(400, f"header {name} is given twice")
             headers[name] = value
-        return _Head(method, target.split("?", 1)[0], parts[2].decode("ascii"), headers)
+        return Head(method, target.split("?", 1)[0], parts[2].decode("ascii"), headers)
 
     def _line(self, budget: int) -> _Steps[bytes]:
         """One line without its end."""
@@ -243,8 +254,7 @@ class HttpParser:
             raise HttpError(413, f"the body has {size} bytes; at most {self._limits.max_body_bytes} are taken")
         return size
 
-    def _decoded(self, body: bytes, headers: Mapping[str, str]) -> bytes:
-        coding = headers.get("content-encoding", "identity").lower()
+    def _decoded(self, body: bytes, coding: str) -> bytes:
         if coding == "identity":
             return body
         if coding not in ("gzip", "deflate"):

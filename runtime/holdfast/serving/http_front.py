@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from http import HTTPStatus
 
 from holdfast.clock import Clock
 from holdfast.serving.http1 import HttpError, HttpLimits, HttpRequest
 from holdfast.serving.http_wire import ConnectionClosed, HttpReader
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.refusals import Refusals
-from holdfast.serving.routes import HttpResponse, Routes
+from holdfast.serving.routes import CLOSE, HttpResponse, Routes
 from holdfast.serving.rpc import CallContext, Origin
 
 
@@ -106,14 +105,7 @@ class HttpFront:
         return self._routes.answer(request.method, request.path, request.headers, request.body, context)
 
     def _send(self, connection: socket.socket, response: HttpResponse, *, keep_alive: bool, head_only: bool) -> None:
-        lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
-        if response.body:
-            lines.append(f"Content-Type: {response.content_type}")
-        lines.append(f"Content-Length: {len(response.body)}")
-        lines += [f"{name}: {value}" for name, value in response.headers.items()]
-        if not keep_alive:
-            lines.append("Connection: close")
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        head = (response.head(*(() if keep_alive else (CLOSE,))) + "\r\n\r\n").encode("latin-1")
         connection.settimeout(self._limits.body_timeout_s)
         connection.sendall(head if head_only else head + response.body)
 

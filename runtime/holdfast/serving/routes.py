@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 
 from holdfast.errors import OverloadedError, RequestError, UnauthenticatedError, UnsupportedError
 from holdfast.inference.tensors import TensorResponse
@@ -25,9 +26,11 @@ from holdfast.serving.rpc import CallContext, caller_of, trace_context
 from holdfast.serving.service import InferenceService
 from holdfast.serving.status import status_of
 
-HEADER_LENGTH = "inference-header-content-length"
+HEADER_LENGTH_NAME = "Inference-Header-Content-Length"
+HEADER_LENGTH = HEADER_LENGTH_NAME.lower()
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
+CLOSE = "Connection: close"  # of the last answer on a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,15 @@ class HttpResponse:
     body: bytes = b""
     content_type: str = JSON_TYPE
     headers: dict[str, str] = field(default_factory=dict)
+
+    def head(self, *more: str) -> str:
+        """Its head in HTTP/1.1, `more` fields last, without the empty line that ends it."""
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        if self.body:
+            lines.append(f"Content-Type: {self.content_type}")
+        lines.append(f"Content-Length: {len(self.body)}")
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join((*lines, *more))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,7 @@ class Routes:
         name, version = target
         regions = self._control.regions() if context.is_admin or context.is_local else None
         try:
-            header_length = _header_length(headers)
+            header_length = header_length_of(headers)
             if header_length == 0:
                 return oip_json.decode_raw_infer(body, self._service.model(name, version), version)
             return oip_json.decode_infer(body, header_length, name, version, regions)
@@ -114,10 +126,7 @@ class Routes:
         Raises:
             RequestError: an output cannot go out as it was asked for.
         """
-        body = oip_json.encode_response(response, call.form, self._control.regions())
-        if body.header_length is None:
-            return HttpResponse(200, body.data)
-        return HttpResponse(200, body.data, BINARY_TYPE, {"Inference-Header-Content-Length": str(body.header_length)})
+        return infer_answer(oip_json.encode_response(response, call.form, self._control.regions()))
 
     def finished(self, response: HttpResponse, headers: Mapping[str, str]) -> HttpResponse:
         """The answer with what every answer gets: the trace context, and the coding that the client asked for."""
@@ -218,6 +227,13 @@ class Routes:
         return HttpResponse(200, self._control.metrics().encode(), metrics.CONTENT_TYPE)
 
 
+def infer_answer(body: oip_json.JsonBody) -> HttpResponse:
+    """An answer to an inference call."""
+    if body.header_length is None:
+        return HttpResponse(200, body.data)
+    return HttpResponse(200, body.data, BINARY_TYPE, {HEADER_LENGTH_NAME: str(body.header_length)})
+
+
 def failure(error: BaseException) -> HttpResponse:
     """The answer that tells an error. Call it inside the `except` that caught it."""
     status = status_of(error)
@@ -254,7 +270,12 @@ def _parameters(call: HttpCall) -> Mapping[str, object]:
     return oip_json.as_object(_fields(call).get("parameters", {}), "parameters")
 
 
-def _header_length(headers: Mapping[str, str]) -> int | None:
+def header_length_of(headers: Mapping[str, str]) -> int | None:
+    """How long the JSON before raw tensors is; None if there are none, 0 if the body is one raw tensor.
+
+    Raises:
+        RequestError: not a whole number.
+    """
     text = headers.get(HEADER_LENGTH)
     if text is None:
         return None

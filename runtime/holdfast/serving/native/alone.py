@@ -16,7 +16,7 @@ from holdfast.errors import HoldfastError
 from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
-from holdfast.serving.native.call_notes import PLAIN, TRACED, Timeouts
+from holdfast.serving.native.call_notes import Timeouts
 from holdfast.serving.native.codec import InferCodec, Layout, arrays_in
 from holdfast.serving.native.lane import WholeCall
 from holdfast.serving.native.shared_calls import SharedCall, SharedCalls
@@ -67,6 +67,8 @@ class Alone:
 
     def _find(self, call: WholeCall, quick: QuickRuns) -> _Found | None:
         peer, stream, body, note = call
+        if note.binary is not None:
+            return None  # not a message of gRPC
         asked: tuple[Layout | SharedCall, str] | None = None
         if peer.regions is not None and type(body) is bytes:
             asked = self._shared.find(body)
@@ -113,7 +115,5 @@ class Alone:
         if message is None:
             request = TensorRequest(kind.model, kind.version, found.request_id, inputs, kind.outputs)
             message = self._rpc.encode_infer(InferCall(request, form), response)
-        trace = stream.values[note.trace_at] if note.trace_at >= 0 else note.trace
-        parts = (framed_prefix(len(message)), message)
-        peer.machine.answer(stream, TRACED if trace else PLAIN, parts, PREFIX_BYTES + len(message), trace)
+        peer.answer(stream, note, (framed_prefix(len(message)), message), PREFIX_BYTES + len(message))
         return True

@@ -10,6 +10,7 @@ from holdfast.serving.http1 import HttpLimits
 from holdfast.serving.http2.limits import Http2Limits
 from holdfast.serving.native.budget import Budget, Gate
 from holdfast.serving.native.codec import InferCodec
+from holdfast.serving.native.http_codec import HttpCodec
 from holdfast.serving.native.lane import Lane
 from holdfast.serving.native.tick import Tick
 from holdfast.serving.routes import Routes
@@ -62,3 +63,4 @@ class Backend:
     long_calls: Gate
     codec: InferCodec
     lane: Lane
+    http_codec: HttpCodec

@@ -259,9 +259,15 @@ class InferCodec:
         for name, dtype, shape, _ in plan.inputs:
             row_shape = shape[1:]
             inputs.append(InputKind(name, dtype, row_shape, math.prod(row_shape) * dtype.itemsize))
-        kind = RequestKind(places.model, places.version, tuple(inputs), plan.outputs)
+        return self.kind_of(places.model, places.version, tuple(inputs), plan.outputs)
+
+    def kind_of(self, model: str, version: str, inputs: tuple[InputKind, ...], outputs: tuple[str, ...]) -> RequestKind:
+        """What all such requests have in common, whichever protocol they came by."""
+        kind = RequestKind(model, version, inputs, outputs)
         kind.is_plain = all(each.row_bytes for each in inputs)
-        return self._kinds.setdefault((kind.model, kind.version, kind.inputs, kind.outputs), kind)
+        if len(self._kinds) >= MAX_LAYOUTS:
+            self._kinds.clear()
+        return self._kinds.setdefault((model, version, inputs, outputs), kind)
 
     def _learn_head(self, model: str, version: str) -> bytes:
         head = oip_pb2.ModelInferResponse(model_name=model, model_version=version).SerializeToString()

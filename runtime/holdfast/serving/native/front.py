@@ -22,6 +22,7 @@ from holdfast.serving.native.backend import Backend, NativeOptions, PeerFacts
 from holdfast.serving.native.budget import Budget, Gate
 from holdfast.serving.native.codec import InferCodec
 from holdfast.serving.native.connection import NativeConnection
+from holdfast.serving.native.http_codec import HttpCodec
 from holdfast.serving.native.lane import Lane
 from holdfast.serving.native.tick import Tick
 from holdfast.serving.native.tls import ServerTls
@@ -94,6 +95,7 @@ class NativeFront:
             Gate(options.max_long_calls, "streams"),
             codec,
             lane,
+            HttpCodec(codec),
         )
         self._thread = threading.Thread(target=self._run, name="native", daemon=True)
         self._listeners: dict[socket.socket, Listener] = {}

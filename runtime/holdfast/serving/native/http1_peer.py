@@ -7,20 +7,30 @@ framing is answered once and the connection closed.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Protocol
 
-from holdfast.serving.http1 import LARGE_BYTES, HttpError, HttpParser, HttpRequest, Phase
+from holdfast.errors import RequestError
+from holdfast.serving import compression
+from holdfast.serving.http1 import LARGE_BYTES, HttpError, HttpParser, Phase
+from holdfast.serving.http1_heads import END, Head
+from holdfast.serving.http2.shapes import RequestHead, Shape
+from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.budget import Reservation
-from holdfast.serving.native.http2_peer import Link
-from holdfast.serving.native.http_exchange import HttpExchange
+from holdfast.serving.native.call_notes import Note
+from holdfast.serving.native.http2_peer import LANE_BYTES, Link
+from holdfast.serving.native.http_codec import BinaryCalls
+from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.oip_json import error_body
-from holdfast.serving.routes import HttpResponse
+from holdfast.serving.routes import BINARY_TYPE, CLOSE, HEADER_LENGTH_NAME, HttpResponse, failure, header_length_of
+from holdfast.serving.shared_memory import SharedMemory
 
 MAX_AHEAD_BYTES = 65_536  # of pipelined requests: beyond that the socket is not read
 MAX_OUT_BYTES = 262_144  # of answers before they are written: pipelined questions are shorter than their answers
+_NO_HEAD = Head("", "", "", {})
+# what the lane gets where HTTP/2 has a stream: here at most one request is under way, and nobody looks at it
+_STREAM = Stream(0, (Shape(RequestHead("POST", "", "", "", {}, None, 0), b"", []), ()), 0, 0)
 
 
 class ReadableLink(Link, Protocol):
@@ -46,25 +56,35 @@ class Http1Peer:
         self._phase, self._phase_s = Phase.IDLE, now_s
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
         self._is_held = self._is_paused = False
+        self._head, self._trace = _NO_HEAD, b""  # of the request under way
         self._inference: Inference | None = None  # under way
+        self.seen_s = now_s
+        self.regions: SharedMemory | None = None  # not for the lane
         self._room: Reservation | None = None  # for the large body that is being read
 
     def receive(self, data: bytes) -> None:
         """Bytes from the peer."""
         if self._is_over:
             return  # it was told so
+        if not (self._is_busy or self._is_paused or self._out_bytes):
+            whole = self._parser.whole(data)
+            if whole is not None:
+                self._begin(*whole)
+                return
         self._parser.feed(data)
         self._advance()
 
     def flush(self) -> None:
         """Take up what is pipelined, and write what is to be sent."""
-        self._advance()  # from here and not from an answer: a thousand pipelined requests would nest
+        if self._is_held or not self._parser.is_resting:
+            self._advance()  # from here and not from an answer: a thousand pipelined requests would nest
         if self._out:
             data = b"".join(self._out)
             self._out.clear()
             self._out_bytes = 0
             self._link.write(data)
-            self._advance()  # what had to wait for room
+            if not self._parser.is_resting:
+                self._advance()  # what had to wait for room
         if not self._out and (self._is_over or (self._has_eof and not self._must_wait)):
             self._link.close()
 
@@ -76,6 +96,7 @@ class Http1Peer:
     def resume(self) -> None:
         """The transport takes more."""
         self._is_paused = False
+        self._note_phase()
         self._backend.tick.touch(self)
 
     def drain(self) -> None:
@@ -132,8 +153,7 @@ class Http1Peer:
                 self._claim()
                 return
             self._give_back()
-            self._is_busy = True
-            self._begin(request)
+            self._begin(request.head, request.trace, request.body)
         self._note_phase()
 
     @property
@@ -165,19 +185,78 @@ class Http1Peer:
             self._phase = self._parser.phase
             self._phase_s = self._backend.clock.monotonic_s()
 
-    def _begin(self, request: HttpRequest) -> None:
-        is_head = request.method == "HEAD"
+    def _begin(self, head: Head, trace: bytes, body: bytes) -> None:
+        """Hand a request to the lane if it is a plain one, else take it the whole way."""
+        self._is_busy = True
+        self._head, self._trace = head, trace
+        note: Note = head.note or self._noted(head)  # type: ignore[assignment]  # ours alone
+        if note.is_plain:
+            self.seen_s = self._backend.clock.monotonic_s()
+            self._backend.lane.calls.append((self, _STREAM, body, note))
+            self._backend.tick.touch(self)
+        else:
+            self.infer(_STREAM, body)
 
-        def respond(response: HttpResponse) -> None:
-            self._is_busy = False
-            self._inference = None
-            if self._is_over:
-                return
-            keep_alive = request.keep_alive and not self._is_draining
-            self._send(response, keep_alive=keep_alive, is_head=is_head)
+    def _noted(self, head: Head) -> Note:
+        """Note of a head, once, whether requests behind it are plain ones that this caller may make."""
+        backend = self._backend
+        binary: BinaryCalls | None = None
+        target = backend.routes.infer_target(head.method, head.path)
+        is_small = 0 < head.size <= LANE_BYTES and head.coding == "identity"
+        if target is not None and is_small and backend.options.memoise:
+            try:
+                json_bytes = header_length_of(head.headers)
+            except RequestError:
+                json_bytes = None  # said on the whole way
+            if json_bytes and backend.rpc.may_infer(context_of(self._facts, head.headers)):
+                binary = BinaryCalls(backend.http_codec, target, json_bytes)
+        head.note = note = Note(_STREAM.shape, is_plain=binary is not None, binary=binary)
+        return note
 
-        exchange = HttpExchange(self._backend, self._facts, request.method, request.path, request.headers, respond)
-        self._inference = exchange.start(request.body)
+    # The lane's.
+
+    def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
+        """The request under way, whatever it is, through decoder, queue, run and encoder."""
+        head, backend = self._head, self._backend
+        headers = head.headers_with(self._trace)
+        exchange = HttpExchange(backend, self._facts, head.method, head.path, headers, self._respond)
+        self._inference = exchange.start(bytes(body))
+
+    def answer(self, stream: Stream, note: Note, parts: tuple[bytes, ...], size: int) -> None:
+        """The request under way with a whole answer of `size` octets."""
+        head, trace = self._head, self._trace or self._head.trace
+        may_shrink = size >= compression.MIN_BYTES and "accept-encoding" in head.headers
+        if may_shrink or self._is_over or self._is_draining or not head.keep_alive:
+            self._respond(self._response(parts))
+            return
+        self._is_busy = False
+        self._phase, self._phase_s = Phase.IDLE, self.seen_s
+        self._out_bytes += size
+        if trace:
+            begin, _, rest = parts[0].partition(END)
+            self._out += (begin, b"\r\ntraceparent: ", trace, END, rest)
+            parts = parts[1:]
+        self._out += parts
+
+    def fail(self, stream: Stream, error: BaseException) -> None:
+        """The request under way with what went wrong."""
+        self._respond(self._backend.routes.finished(failure(error), self._head.headers_with(self._trace)))
+
+    def _response(self, parts: tuple[bytes, ...]) -> HttpResponse:
+        """An answer of the lane as the whole way makes it."""
+        head, _, body = b"".join(parts).partition(END)
+        fields = {HEADER_LENGTH_NAME: head.rpartition(b" ")[2].decode()}
+        response = HttpResponse(200, body, BINARY_TYPE, fields)
+        return self._backend.routes.finished(response, self._head.headers_with(self._trace))
+
+    def _respond(self, response: HttpResponse) -> None:
+        self._is_busy = False
+        self._inference = None
+        if self._is_over:
+            return
+        self._note_phase()
+        keep_alive = self._head.keep_alive and not self._is_draining
+        self._send(response, keep_alive=keep_alive, is_head=self._head.method == "HEAD")
 
     def _refuse(self, error: HttpError) -> None:
         self._backend.service.refusals.note(error)
@@ -185,15 +264,10 @@ class Http1Peer:
         self._send(HttpResponse(error.status, error_body(str(error))), keep_alive=False, is_head=False)
 
     def _send(self, response: HttpResponse, *, keep_alive: bool, is_head: bool) -> None:
-        lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
-        if response.body:
-            lines.append(f"Content-Type: {response.content_type}")
-        lines.append(f"Content-Length: {len(response.body)}")
-        lines += [f"{name}: {value}" for name, value in response.headers.items()]
         if not keep_alive:
-            lines.append("Connection: close")
             self._is_over = True
-        head, body = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), b"" if is_head else response.body
+        head = (response.head(*(() if keep_alive else (CLOSE,))) + "\r\n\r\n").encode("latin-1")
+        body = b"" if is_head else response.body
         self._out += (head, body)
         self._out_bytes += len(head) + len(body)
         self._backend.tick.touch(self)

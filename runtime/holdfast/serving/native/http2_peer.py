@@ -24,7 +24,7 @@ from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
-from holdfast.serving.native.call_notes import Note
+from holdfast.serving.native.call_notes import PLAIN, TRACED, Note
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
@@ -283,6 +283,11 @@ class Http2Peer:
             return
         inference = self._owners[stream.id] = Inference(backend, answered, refused)
         inference.start(decode, deadline_s)
+
+    def answer(self, stream: Stream, note: Note, parts: tuple[bytes, ...], size: int) -> None:
+        """Answer a plain ModelInfer call with a framed message of `size` octets."""
+        trace = stream.values[note.trace_at] if note.trace_at >= 0 else note.trace
+        self.machine.answer(stream, TRACED if trace else PLAIN, parts, size, trace)
 
     def _answer_infer(self, stream: Stream, call: InferCall, response: TensorResponse) -> None:
         backend = self._backend

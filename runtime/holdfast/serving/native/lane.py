@@ -1,7 +1,7 @@
-"""Plain ModelInfer calls that came in one turn of the loop, from octets to octets: one run for all that fit together.
+"""Plain inference calls that came in one turn of the loop, from octets to octets: one run for all that fit together.
 
 Rules: only calls that need no decision go here: a known layout, a model that is quick and whose rows may share a run,
-nothing waiting in front of them, time left. Every other call goes the whole way (`Http2Peer.infer`), where it gets the
+nothing waiting in front of them, time left. Every other call goes the whole way (`Caller.infer`), where it gets the
 same answer or the reason why not. What was asked is never kept: the same bytes twice are computed twice.
 
 Why: 32 calls that each become a request object, arrays, a queue entry, a response and a message cost 25 us apiece;
@@ -18,10 +18,10 @@ import numpy as np
 from holdfast.clock import Clock
 from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import Array
-from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.stream import Stream
-from holdfast.serving.native.call_notes import PLAIN, TRACED, Note, Timeouts
+from holdfast.serving.native.call_notes import Note, Timeouts
 from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, RequestKind
+from holdfast.serving.native.http_codec import BinaryCalls
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
@@ -32,12 +32,14 @@ MAX_FORMS = 256  # of answers, that are remembered
 class Caller(Protocol):
     """A connection that calls came by."""
 
-    machine: Http2Connection
     seen_s: float  # when the turn's octets came
     regions: SharedMemory | None  # that it may use
 
     def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
         """Take a call the whole way."""
+
+    def answer(self, stream: Stream, note: Note, parts: tuple[bytes, ...], size: int) -> None:
+        """Answer a call with a whole message of `size` octets."""
 
     def fail(self, stream: Stream, error: BaseException) -> None:
         """Answer a call with what went wrong."""
@@ -137,7 +139,7 @@ class Lane:
         open_of: dict[RequestKind, _Group | None] = {}
         for call in calls:
             peer, stream, body, note = call
-            found = match(body, len(body))
+            found = match(body, len(body)) if note.binary is None else note.binary.match(body, len(body))
             came_s = peer.seen_s
             if found is None or came_s + allowed_s(stream, note) <= now_s:
                 left.append(call)
@@ -187,7 +189,9 @@ class Lane:
         at = 0
         for peer, stream, _, note, layout, text in group.members:
             known = layout.answer
-            size, pieces = known[1] if known is not None and known[0] is form else self._learn(layout, form, outputs)
+            if known is None or known[0] is not form:
+                known = self._learn(layout, note.binary, form, outputs)
+            size, pieces = known[1]
             request_id, end = text.encode(), at + layout.rows
             if len(columns) == 1:  # most models
                 raw, row = columns[0]
@@ -195,8 +199,7 @@ class Lane:
             else:
                 parts = _woven(pieces, request_id, [raw[at * row : end * row] for raw, row in columns])
             at = end
-            trace = stream.values[note.trace_at] if note.trace_at >= 0 else note.trace
-            peer.machine.answer(stream, TRACED if trace else PLAIN, parts, size, trace)
+            peer.answer(stream, note, parts, size)
         return True
 
     def _form(self, model: ServedModel, outputs: Mapping[str, Array], bucket: int) -> object:
@@ -215,14 +218,17 @@ class Lane:
             form = self._forms[key] = key
         return form
 
-    def _learn(self, layout: Layout, form: object, outputs: Mapping[str, Array]) -> AnswerParts:
+    def _learn(
+        self, layout: Layout, binary: BinaryCalls | None, form: object, outputs: Mapping[str, Array]
+    ) -> tuple[object, AnswerParts]:
         """What stands around answers of this form to messages of this layout."""
         assert isinstance(form, tuple)
         mine = {name: array[: layout.rows] for name, array in outputs.items()}
-        parts = self._codec.answer_parts(form[0], form[1], mine, layout.id_end - layout.id_start)
+        codec = self._codec if binary is None else binary.codec
+        parts = codec.answer_parts(form[0], form[1], mine, layout.id_end - layout.id_start)
         assert parts is not None, "one row went out this way, but not several"
-        layout.answer = (form, parts)
-        return parts
+        layout.answer = known = (form, parts)
+        return known
 
     def _tell(self, group: _Group, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         if not self._service.has_taps:
