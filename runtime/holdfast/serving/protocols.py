@@ -20,6 +20,7 @@ OK = "ok"
 class TapEvent:
     """Requests that were answered together, in one run; often one. Arrays are shared, not copies: read only.
 
+    model, version: of one that is served; empty where the requests named none, whatever they wrote instead.
     request_ids, latencies_s: of each request. outcome: "ok", or the code of the error that all of them got.
     inputs, outputs: their rows, one after the other along the first axis.
     """

@@ -112,7 +112,7 @@ class InferenceService:
         self, request: TensorRequest | None, answer: TensorResponse | HoldfastError | None, latency_s: float
     ) -> None:
         """Tell the taps of a request that a front scheduled by itself; `answer` is None if our own code failed."""
-        self._tell(_event(request, answer, latency_s))
+        self._tell(self._event(request, answer, latency_s))
 
     def tell_event(self, event: TapEvent) -> None:
         """Tell the taps of requests that a front answered together."""
@@ -134,11 +134,25 @@ class InferenceService:
             answer = error
         finally:  # also when our own code failed: a window without its failures would lie
             request = None if call is None else call.request
-            self._tell(_event(request, answer, self._clock.monotonic_s() - start_s))
+            self._tell(self._event(request, answer, self._clock.monotonic_s() - start_s))
         if isinstance(answer, HoldfastError):
             raise answer
         assert call is not None  # it was answered
         return call, answer
+
+    def _event(
+        self, request: TensorRequest | None, answer: TensorResponse | HoldfastError | None, latency_s: float
+    ) -> TapEvent:
+        model, version = answer.about if isinstance(answer, RequestError) else ("", "")
+        request_id, inputs = "", None
+        if request is not None:
+            model, version, request_id, inputs = request.model, request.version, request.request_id, request.inputs
+        if isinstance(answer, TensorResponse):
+            return TapEvent(model, answer.version, (request_id,), (latency_s,), OK, inputs, answer.outputs)
+        served = self._pool.find(model, version)  # a name that is not served is the client's words: they go nowhere
+        model, version = ("", "") if served is None else (served.name, served.version)
+        outcome = INTERNAL_CODE if answer is None else answer.code
+        return TapEvent(model, version, (request_id,), (latency_s,), outcome, inputs, None)
 
     def _tell(self, event: TapEvent) -> None:
         for tap in self._taps:
@@ -146,14 +160,3 @@ class InferenceService:
                 tap.on_response(event)
             except Exception:  # a door: a tap is not the client's business, the answer goes out
                 logger.exception("tap failed")
-
-
-def _event(request: TensorRequest | None, answer: TensorResponse | HoldfastError | None, latency_s: float) -> TapEvent:
-    model, version = answer.about if isinstance(answer, RequestError) else ("", "")
-    request_id, inputs = "", None
-    if request is not None:
-        model, version, request_id, inputs = request.model, request.version, request.request_id, request.inputs
-    if isinstance(answer, TensorResponse):
-        return TapEvent(model, answer.version, (request_id,), (latency_s,), OK, inputs, answer.outputs)
-    outcome = INTERNAL_CODE if answer is None else answer.code
-    return TapEvent(model, version, (request_id,), (latency_s,), outcome, inputs, None)

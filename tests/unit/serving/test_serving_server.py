@@ -19,7 +19,7 @@ from holdfast.errors import UsageError
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSession, ModelSource, load_session
 from holdfast.inference.tensors import TensorRequest
-from holdfast.serving import oip
+from holdfast.serving import oip, oip_pb2
 from holdfast.serving.protocols import OK, TapEvent
 from holdfast.serving.server import Address, Front, Server, ServerOptions
 
@@ -84,7 +84,7 @@ def test_tap_is_told_of_every_outcome(front: Front) -> None:
 
     assert [(e.model, e.outcome) for e in notes.events] == [
         ("m", OK),
-        ("absent", "HF-REQUEST-002"),
+        ("", "HF-REQUEST-002"),
         ("m", "HF-REQUEST-001"),
         ("m", OK),
     ]
@@ -104,6 +104,28 @@ def test_failing_tap_does_not_fail_the_request(front: Front, caplog: pytest.LogC
         assert status_of(exchange(address, http_infer("m", JSON_ONE))) == 200
 
     assert "tap failed" in caplog.text
+
+
+def test_taps_hear_no_name_that_a_client_made_up(front: Front) -> None:
+    """What they hear leaves the device in signed reports; a name without end would keep a report from being written."""
+    notes = Notes()
+    broken = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1]}]}
+
+    with serving(pool_of({"m": models.scale(2.0)}), notes, front=front) as address:
+        for name, version in (("patient-0815", "1"), ("x" * 100_000, ""), ("m", "2"), ("m", "x" * 100_000), ("m", "")):
+            message = oip_pb2.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[b"1"])
+            message.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+            with pytest.raises(grpc.RpcError):
+                call(address, message.SerializeToString())
+        for name in ("patient-0815", "m"):
+            assert status_of(exchange(address, http_infer(name, json.dumps(broken).encode()))) == 400
+
+    assert [(event.model, event.version) for event in notes.events] == [
+        *[("", "")] * 4,
+        ("m", "1"),
+        ("", ""),
+        ("m", "1"),
+    ]
 
 
 def test_unknown_error_shows_an_id_and_no_details(
