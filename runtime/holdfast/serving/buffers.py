@@ -44,11 +44,13 @@ class Buffers:
     def __init__(self, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
         self._max_kept_bytes = max_kept_bytes
         self._kept: list[_Octets] = []
+        self._is_used = False
         self._lock = threading.Lock()
 
     def take(self, size: int, at: int = 0) -> memoryview:
         """`size` octets of any content, of which number `at` stands at a multiple of `ALIGNMENT`."""
         with self._lock:
+            self._is_used = True
             octets = self._unused(size + ALIGNMENT)
             start = -(octets.address + at) % ALIGNMENT
             return octets.array.data[start : start + size]
@@ -57,6 +59,13 @@ class Buffers:
         """Keep nothing: what is in use goes back to the system when it no longer is."""
         with self._lock:
             self._kept.clear()
+
+    def forget_if_idle(self) -> None:
+        """As `forget`, if nothing was taken since the last time this was called."""
+        with self._lock:
+            if not self._is_used:
+                self._kept.clear()
+            self._is_used = False
 
     @property
     def kept_bytes(self) -> int:

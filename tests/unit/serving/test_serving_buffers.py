@@ -101,3 +101,15 @@ def test_what_is_forgotten_goes_back_when_its_owner_is_done() -> None:
 
     assert buffers.kept_bytes == 0
     assert bytes(octets[:3]) == b"abc"
+
+
+def test_what_was_not_used_for_a_while_is_given_back() -> None:
+    buffers = Buffers()
+    buffers.take(1_000)
+
+    buffers.forget_if_idle()
+    kept_while_used = buffers.kept_bytes
+    buffers.forget_if_idle()
+
+    assert kept_while_used > 0
+    assert buffers.kept_bytes == 0

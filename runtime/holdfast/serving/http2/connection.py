@@ -54,6 +54,14 @@ class Http2Connection:
             self._fail(fault)
         return events
 
+    def fill(self, data: memoryview, events: list[Event]) -> int:
+        """Of the peer's bytes those that go straight to a stream's `place`; how many. The others are for `receive`."""
+        return 0 if self.is_ended else self._receiver.fill(data, events)
+
+    def until_filling(self, data: memoryview) -> int:
+        """How many bytes `receive` has to take, one at least, until `fill` may be of use again."""
+        return self._receiver.until_filling(data)
+
     def take(self) -> bytes:
         """What to send now; call again until it is empty or the transport says pause."""
         sender, allowance = self._sender, self._allowance
@@ -119,6 +127,11 @@ class Http2Connection:
     def resume(self) -> None:
         """The transport takes more; call `take`."""
         self._sender.is_paused = False
+
+    @property
+    def has_output(self) -> bool:
+        """Whether `take` gives something."""
+        return bool(self._sender.out)
 
     @property
     def unsent_bytes(self) -> int:

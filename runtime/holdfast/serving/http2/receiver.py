@@ -133,6 +133,57 @@ class Receiver:
             at = end
         self._rest = buffer[at:]
 
+    def fill(self, view: memoryview, events: list[Event]) -> int:
+        """DATA for a stream whose owner said where it belongs: from what was received straight to there.
+
+        Takes the rest of the frame under way, and frames of that stream behind it, as far as nothing about them may be
+        wrong; returns how many octets. `read` does the same with all others, and says what is wrong.
+        """
+        at, size, left = 0, len(view), self._data_left
+        if self._rest or self._blocks.block is not None or (not left and size < FRAME_HEADER_BYTES):
+            return 0
+        flags, stream_id = self._data_of if left else (0, _unpack_header(view)[4])
+        stream = self._register.streams.get(stream_id)
+        if stream is None or stream.place is None or stream.remote_ended or stream.length_left is not None:
+            return 0
+        place, begin = stream.place, stream.filled
+        filled, most = begin, min(begin + min(stream.recv_window, self._window), len(stream.place))
+        while True:
+            if left:
+                count = min(left, size - at, most - filled)
+                place[filled : filled + count] = view[at : at + count]
+                at, filled, left = at + count, filled + count, left - count
+                if left or flags & frames.END_STREAM:
+                    break
+            if size - at < FRAME_HEADER_BYTES:
+                break
+            high, low, kind, next_flags, next_id = _unpack_header(view, at)
+            length = high << 8 | low
+            is_plain = kind == frames.DATA and next_id == stream_id and not next_flags & ~frames.END_STREAM
+            if not is_plain or not 0 < length <= min(most - filled, self._limits.max_frame_bytes):
+                break
+            at, left, flags = at + FRAME_HEADER_BYTES, length, next_flags
+        self._data_left, self._data_of = left, (flags, stream_id)
+        stream.filled = filled
+        stream.recv_window -= filled - begin
+        self._count_received(filled - begin)
+        if flags & frames.END_STREAM and not left:
+            stream.remote_ended = True
+            events.append((Kind.ENDED, stream, b""))
+        return at
+
+    def until_filling(self, view: memoryview) -> int:
+        """How many octets `read` has to take until `fill` may be of use: up to the begin of a long DATA frame."""
+        at, size = self._data_left, len(view)
+        while size - at >= FRAME_HEADER_BYTES:
+            high, low, kind, *_ = _unpack_header(view, at)
+            length = high << 8 | low
+            at += FRAME_HEADER_BYTES
+            if kind == frames.DATA and length > COPY_BYTES:
+                return min(size, at + COPY_BYTES)
+            at += length
+        return size
+
     def _go_on(self, buffer: bytes, events: list[Event], at: int = 0) -> int:
         """What came of a long DATA frame, as if it were a frame of its own: nothing is kept until the rest comes."""
         piece = memoryview(buffer)[at : at + self._data_left]

@@ -22,15 +22,20 @@ class Kind(IntEnum):
 
 
 class Stream:
-    """A request and its answer. `shape` and `values`: its head, in what it shares with others, and what varies."""
+    """A request and its answer. `shape` and `values`: its head, in what it shares with others, and what varies.
+
+    `place`: where its owner wants the rest of a large body, of which `filled` octets are there; None until it says so.
+    """
 
     __slots__ = (
         "_head",
         "begun_at",
         "begun_turn",
+        "filled",
         "id",
         "length_left",
         "local_ended",
+        "place",
         "queue",
         "recv_window",
         "remote_ended",
@@ -49,6 +54,8 @@ class Stream:
         self.local_ended = False
         self.length_left = self.shape.base.content_length
         self.queue: deque[Queued] | None = None
+        self.place: memoryview | None = None
+        self.filled = 0
         self.begun_turn = self.begun_at = -1  # where its Kind.BEGUN stands, for as long as it may become Kind.WHOLE
 
     @property

@@ -1,7 +1,8 @@
 """What all connections of a server share: places for requests, and memory for messages above a stream's window.
 
 Rules: first come, first served; what is reserved is given back exactly once; a reservation that could never be kept is
-cut to the whole. Why not larger windows instead: a window is a promise to every stream of every connection at once.
+cut to the whole. Memory of messages is used again, and goes back to the system when none came for a while.
+Why not larger windows instead: a window is a promise to every stream of every connection at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from holdfast.errors import OverloadedError
+from holdfast.serving.buffers import Buffers
 
 
 class Gate:
@@ -57,11 +59,12 @@ class Reservation:
 
 
 class Budget:
-    """Octets. On the loop's thread only."""
+    """Octets. On the loop's thread only. `buffers`: where to take them from, once they are granted."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self.left = size
+        self.buffers = Buffers()
         self._waiting: deque[Reservation] = deque()
 
     def reserve(self, size: int, granted: Callable[[], None]) -> Reservation:

@@ -26,6 +26,7 @@ from holdfast.serving.refusals import CONNECTION, SILENT
 logger = logging.getLogger(__name__)
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # linger, for no time: socket(7)
+LARGE_BYTES = 32_768  # of a read, in which a large tensor may be
 WRITE_BUFFER_BYTES = 1_048_576  # above it no more DATA is framed until the kernel has taken some
 
 
@@ -60,14 +61,16 @@ class NativeConnection(asyncio.BufferedProtocol):
         return self._room
 
     def buffer_updated(self, nbytes: int) -> None:
-        data, tick = bytes(self._room[:nbytes]), self._backend.tick
-        if not tick.begin_read(self._peer):
-            self.receive(data)
-            return
+        peer, tick = self._peer, self._backend.tick
+        is_alone = tick.begin_read(peer)
         try:
-            self.receive(data)
+            if nbytes >= LARGE_BYTES and isinstance(peer, Http2Peer) and not self._is_closing:
+                peer.receive_large(self._room[:nbytes])
+            else:
+                self.receive(bytes(self._room[:nbytes]))
         finally:
-            tick.end_read()
+            if is_alone:
+                tick.end_read()
 
     def receive(self, data: bytes) -> None:
         """Octets from the peer."""

@@ -39,7 +39,8 @@ ACCEPT_PAUSE_S = 0.1  # after the system refused us a connection (out of file de
 HANDSHAKE_TIMEOUT_S = 10.0
 WORKERS = 8  # for slow calls and messages of streams
 DRAIN_POLL_S = 0.05
-ROOM_BYTES = 262_144  # of one read from a socket
+ROOM_BYTES = 262_144 + 4_096  # of one read from a socket: a stream's window, and the head before it
+SWEEPS_OF_IDLENESS = 10  # without a large message, until their memory is given back
 SWITCH_S = (
     5e-4  # how long a thread that loads a model may keep the interpreter while a request waits; Python's own: 5 ms
 )
@@ -101,6 +102,7 @@ class NativeFront:
         self._listeners: dict[socket.socket, Listener] = {}
         self._connections: set[NativeConnection] = set()
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._sweeps = 0
         self._room = memoryview(bytearray(ROOM_BYTES))
         self._ended = asyncio.Event()
 
@@ -222,6 +224,9 @@ class NativeFront:
         for listener in self._listeners.values():
             if listener.tls is not None:
                 listener.tls.reload_if_changed()
+        self._sweeps += 1
+        if self._sweeps % SWEEPS_OF_IDLENESS == 0:
+            self._backend.budget.buffers.forget_if_idle()
         self._loop.call_later(SWEEP_S, self._sweep)
 
 

@@ -2,7 +2,8 @@
 
 Rules: what fits a stream's window comes without asking; a larger body waits for its part of the server's budget before
 its peer may send on, and gives it back when it is handed over or the stream is gone. A large message is written where
-its first tensor is aligned as ONNX Runtime wants it: otherwise it would be copied once more.
+its first tensor is aligned as ONNX Runtime wants it: otherwise it would be copied once more. The stream is told this
+place, so that what comes next is copied there from what was read, and nowhere before.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
-from holdfast.serving.buffers import ALIGNMENT
 from holdfast.serving.grpc_wire import NOT_AS_ANNOUNCED, PREFIX_BYTES, GrpcFault, message_size
 from holdfast.serving.http1 import HttpError
 from holdfast.serving.http2.connection import Http2Connection
@@ -63,18 +61,17 @@ class Gather:
         self._buffer = bytearray()
         self._reservation: Reservation | None = None
         self._align = align
-        self._room: memoryview | None = None
-        self._filled = 0
 
     def data(self, piece: bytes | memoryview) -> None:
-        if self._room is None and not self._buffer and self._reservation is None:
+        stream = self._stream
+        if stream.place is None and not self._buffer and self._reservation is None:
             self._reserve(piece)  # before anything is copied: a large message then goes to its place at once
-        if self._room is not None:
-            end = self._filled + len(piece)
-            if end > len(self._room):
+        if stream.place is not None:
+            end = stream.filled + len(piece)
+            if end > len(stream.place):
                 raise GrpcFault("INTERNAL", NOT_AS_ANNOUNCED)
-            self._room[self._filled : end] = piece
-            self._filled = end
+            stream.place[stream.filled : end] = piece
+            stream.filled = end
             return
         self._buffer += piece
         if self._reservation is None:
@@ -82,8 +79,9 @@ class Gather:
 
     def ended(self) -> None:
         self.begun_s = None
-        body = self._buffer if self._room is None else self._room[: self._filled]
-        self._buffer, self._room = bytearray(), None
+        stream = self._stream
+        body = self._buffer if stream.place is None else stream.place[: stream.filled]
+        self._buffer = bytearray()
         self.dropped()
         self._finish(body)
 
@@ -98,12 +96,13 @@ class Gather:
         """There is memory for the whole."""
         self._machine.grant(self._stream, total - self._machine.limits.stream_window_bytes)
         if self._is_grpc and len(self._buffer) <= total:
-            self._room = _aligned(total, self._align(head, total))
-            self._filled = len(self._buffer)
-            self._room[: self._filled] = self._buffer
+            place = self._budget.buffers.take(total, self._align(head, total))
+            place[: len(self._buffer)] = self._buffer
+            self._stream.place, self._stream.filled = place, len(self._buffer)
             self._buffer = bytearray()
 
     def dropped(self) -> None:
+        self._stream.place = None
         if self._reservation is not None:
             self._reservation.release()
 
@@ -119,10 +118,3 @@ class Gather:
         if length > self._max_bytes or len(begin) > self._max_bytes:
             raise HttpError(413, f"the body has more than the {self._max_bytes} bytes that are taken")
         return length
-
-
-def _aligned(size: int, at: int) -> memoryview:
-    """Fresh octets, of which number `at` stands at a multiple of `ALIGNMENT`."""
-    octets = np.empty(size + ALIGNMENT, dtype=np.uint8)
-    start = -(octets.ctypes.data + at) % ALIGNMENT
-    return octets.data[start : start + size]

@@ -22,7 +22,7 @@ from holdfast.serving.grpc_wire import (
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.shapes import Shape
-from holdfast.serving.http2.stream import Kind, Stream
+from holdfast.serving.http2.stream import Event, Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.call_notes import PLAIN, TRACED, Note
 from holdfast.serving.native.gather import Gather, Owner
@@ -83,6 +83,32 @@ class Http2Peer:
         if machine.is_ended:
             self.lost()
         self._backend.tick.touch(self)
+
+    def receive_large(self, view: memoryview) -> None:
+        """As `receive`, for so many bytes that those of tensors should be copied once. The view is not kept."""
+        at, size = self._fill(view), len(view)
+        while at < size:
+            cut = at + self.machine.until_filling(view[at:])
+            self.receive(bytes(view[at:cut]))
+            at = cut + self._fill(view[cut:])
+            if at == cut:
+                break
+        if at < size:
+            self.receive(bytes(view[at:]))
+
+    def _fill(self, view: memoryview) -> int:
+        machine = self.machine
+        events: list[Event] = []
+        taken = machine.fill(view, events)
+        if taken:
+            self.seen_s = self._backend.clock.monotonic_s()
+            if not machine.is_mid_frame:
+                self._framed_s = self.seen_s
+            for kind, stream, piece in events:
+                self._on_event(kind, stream, piece)
+            if machine.has_output:
+                self._backend.tick.touch(self)
+        return taken
 
     def flush(self) -> None:
         """Write what is to be sent."""
