@@ -19,6 +19,8 @@
     │   └── TrialError       a new model hung, crashed or ate memory in its trial; says which
     ├── RequestError         one inference request
     │   ├── UnknownModelError
+    │   │   ├── UnreadyModelError a version that is known here and not served
+    │   │   └── VersionFormError the version that is asked for is no version number
     │   ├── InvalidTensorError
     │   ├── OverloadedError
     │   ├── DeadlineError
@@ -127,6 +129,14 @@ class RequestError(HoldfastError):
 
 class UnknownModelError(RequestError):
     code = "HF-REQUEST-002"
+
+
+class UnreadyModelError(UnknownModelError):
+    code = "HF-REQUEST-014"
+
+
+class VersionFormError(UnknownModelError):
+    code = "HF-REQUEST-015"
 
 
 class InvalidTensorError(RequestError):

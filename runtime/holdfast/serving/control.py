@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from holdfast import __version__
 from holdfast.clock import Clock
 from holdfast.errors import ModelError, RequestError, UnsupportedError
-from holdfast.inference.pool import ModelPool
+from holdfast.inference.pool import ModelPool, is_version_number
 from holdfast.serving import metrics
 from holdfast.serving.authorisation import AccessRules, Action, Caller, check_call, check_overrides
 from holdfast.serving.descriptions import Value, config_outputs, config_tensors, model_statistics, tensors
@@ -103,7 +103,7 @@ class Control:
         """
         model = self._offer.pool.get(name, version)
         mixing = model.session.traits.mixing
-        served = [int(text) for text in self._offer.pool.versions(name) if text.isdigit() and len(text) < 19]
+        served = [int(text) for text in self._offer.pool.versions(name) if is_version_number(text)]
         return {
             "name": model.name,
             "platform": PLATFORM,

@@ -130,6 +130,7 @@ class FolderRepository:
                 _try(lambda found: self.load(found.name), folder)
         for name in set(self._loaded) - set(found):
             self.unload(name)
+            self._pool.remove(name)
             del self._states[name], self._seen[name]
 
     def load(self, name: str) -> None:
@@ -155,7 +156,7 @@ class FolderRepository:
             versions = self._loaded.pop(name, None)
             if versions is None:
                 raise UnknownModelError(f"failed to unload '{name[:MAX_TOLD_CHARS]}', it is not loaded")
-            self._pool.remove(name)
+            self._pool.remove(name, [str(number) for number in versions])
             self._states[name] = {n: VersionState(name, str(n), UNAVAILABLE, UNLOADED) for n in versions}
             versions.clear()
             logger.info("model unloaded", extra={"model": name})
@@ -170,11 +171,13 @@ class FolderRepository:
         except HoldfastError as error:
             if not before:
                 self._states[name] = {n: _unavailable(name, n, error) for n in folder.versions or (1,)}
+                self._pool.remove(name, [str(number) for number in self._states[name]])
             raise ModelError(f"model '{name}': {_printable(error)}") from error
         states, loaded = self._load_versions(folder, settings, before)
         states |= {n: VersionState(name, str(n), UNAVAILABLE, UNLOADED) for n in before if n not in states}
         self._states[name] = states
-        self._pool.put(name, {str(number): loaded[number].session for number in sorted(loaded)})
+        unready = [str(number) for number in states if number not in loaded]
+        self._pool.put(name, {str(number): loaded[number].session for number in sorted(loaded)}, unready)
         self._loaded[name] = loaded
         kept = [number for number in loaded if loaded[number] is before.get(number)]
         if len(kept) < len(before):

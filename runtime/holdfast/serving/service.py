@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.clock import Clock
-from holdfast.errors import HoldfastError, OverloadedError, RequestError, UnknownModelError
+from holdfast.errors import HoldfastError, OverloadedError, RequestError, UnknownModelError, VersionFormError
 from holdfast.inference.pool import ModelPool, ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.parameters import InferCall
@@ -81,8 +81,15 @@ class InferenceService:
         return self._pool.get(name, version)
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
+        """Whether requests to it are welcome.
+
+        Raises:
+            VersionFormError: there can be no such version.
+        """
         try:
             self._pool.get(name, version)
+        except VersionFormError:
+            raise
         except UnknownModelError:
             return False
         return self.is_ready

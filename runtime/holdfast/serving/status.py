@@ -26,12 +26,16 @@ from holdfast.errors import (
     UnauthenticatedError,
     UnknownModelError,
     UnknownRegionError,
+    UnreadyModelError,
     UnsupportedError,
+    VersionFormError,
 )
 
 logger = logging.getLogger(__name__)
 
 STATUS_OF: tuple[tuple[type[HoldfastError], str, int], ...] = (
+    (UnreadyModelError, "UNAVAILABLE", 503),
+    (VersionFormError, "INVALID_ARGUMENT", 400),
     (UnknownModelError, "NOT_FOUND", 404),
     (UnknownRegionError, "NOT_FOUND", 404),
     (UnauthenticatedError, "UNAUTHENTICATED", 401),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.fakes import served_models as models
 
-from holdfast.errors import InvalidTensorError, UnknownModelError
+from holdfast.errors import InvalidTensorError, UnknownModelError, UnreadyModelError, VersionFormError
 from holdfast.inference.pool import ModelPool
 from holdfast.inference.session import ModelSource, load_session
 from holdfast.inference.tensors import TensorRequest, TensorResponse
@@ -43,7 +43,10 @@ def test_pool_answers_good_requests_beside_bad_ones() -> None:
     ("name", "version", "text"),
     [
         ("q", "", "Request for unknown model: 'q' is not found"),
+        ("q", "2", "Request for unknown model: 'q' is not found"),
         ("m", "2", "Request for unknown model: 'm' version 2 is not found"),
+        ("m", "0", "Request for unknown model: 'm' version 0 is not found"),
+        ("m", str(2**63 - 1), f"Request for unknown model: 'm' version {2**63 - 1} is not found"),
     ],
 )
 def test_pool_names_an_unknown_model_as_clients_expect(name: str, version: str, text: str) -> None:
@@ -51,6 +54,57 @@ def test_pool_names_an_unknown_model_as_clients_expect(name: str, version: str, 
         pool_with(1.0).get(name, version)
 
     assert str(refused.value) == text
+
+
+@pytest.mark.parametrize("version", ["two", "1.0", " 1", "+1", "²", "0x1", str(2**63), "9" * 5_000, "-"])
+@pytest.mark.parametrize("name", ["m", "q"])
+def test_pool_says_that_a_version_is_no_number(name: str, version: str) -> None:
+    with pytest.raises(VersionFormError) as refused:
+        pool_with(1.0).get(name, version)
+
+    start, end = "failed to get model version from specified version string '", "' (details: stol), version should be "
+    assert str(refused.value) == f"{start}{version[:256]}{end}an integral value > 0"
+
+
+def test_pool_says_that_a_version_is_negative() -> None:
+    with pytest.raises(VersionFormError, match=r"invalid model version specified '-1' , version should be an integral"):
+        pool_with(1.0).get("m", "-1")
+
+
+def test_version_of_a_bundle_is_unknown_like_any_other() -> None:
+    pool = pool_with(1.0)
+    pool.swap("b", "2026.1-rc1", pool.get("m").session)
+
+    with pytest.raises(
+        UnknownModelError, match="Request for unknown model: 'b' version 2026-2 is not found"
+    ) as refused:
+        pool.get("b", "2026-2")
+
+    assert type(refused.value) is UnknownModelError
+    assert pool.get("b", "2026.1-rc1").version == "2026.1-rc1"
+
+
+def test_pool_tells_versions_that_are_known_and_not_served() -> None:
+    pool = pool_with(1.0)
+    session = pool.get("m").session
+    pool.put("m", {"1": session}, unready=("3",))
+
+    for name, version, kind, text in (
+        ("m", "3", UnreadyModelError, "'m' version 3 is not at ready state"),
+        ("m", "2", UnknownModelError, "'m' version 2 is not found"),
+    ):
+        with pytest.raises(kind, match=f"Request for unknown model: {text}") as refused:
+            pool.get(name, version)
+        assert type(refused.value) is kind
+
+    pool.remove("m", unready=("1", "3"))
+    with pytest.raises(UnknownModelError, match="Request for unknown model: 'm' has no available versions"):
+        pool.get("m")
+    pool.put("m", {"3": session})
+    assert pool.get("m").version == "3"
+    pool.remove("m")
+    with pytest.raises(UnknownModelError, match="Request for unknown model: 'm' is not found"):
+        pool.get("m", "3")
 
 
 def test_pool_serves_the_new_session_from_the_next_request_on() -> None:

@@ -135,7 +135,7 @@ def test_nothing_that_a_client_says_reaches_the_log_or_a_header(
         desk.grpc(MODEL_INFER, message.SerializeToString())
     for path in (f"/v2/models/{text}", f"/{text}", f"/v2/models/m/versions/{text}/config"):
         response = desk.http("GET", path, b"", {"traceparent": text, "accept-encoding": text})
-        assert response.status in (404, 200)
+        assert response.status in (404, 400, 200)
         for name, value in response.headers.items():
             assert name.isprintable()
             assert value.isprintable()

@@ -74,7 +74,7 @@ def test_client_loads_reloads_and_unloads(
     admin.unload_model("a")
 
     assert not client.is_model_ready("a")
-    with pytest.raises(InferenceServerException, match="Request for unknown model: 'a' is not found"):
+    with pytest.raises(InferenceServerException, match="Request for unknown model: 'a' has no available versions"):
         factor(client)
 
 
@@ -92,6 +92,10 @@ def test_client_is_told_why_a_model_is_not_loaded_and_a_good_version_is_served(
 
     assert factor(client) == 3.0
     assert states(client) == {"a/1": "READY", "a/2": "UNAVAILABLE"}
+    assert not client.is_model_ready("a", "2")
+    with pytest.raises(InferenceServerException, match="model: 'a' version 2 is not at ready state") as refused:
+        factor(client, "2")
+    assert refused.value.status() == "StatusCode.UNAVAILABLE"
 
 
 def test_open_port_controls_nothing(

@@ -93,6 +93,11 @@ HTTP_DEFECTS: dict[str, tuple[bytes, int, str]] = {
         404,
         "Request for unknown model: 'm' version 9 is not found",
     ),
+    "version_no_number": (
+        b"GET /v2/models/m/versions/two/ready HTTP/1.1\r\nConnection: close\r\n\r\n",
+        400,
+        "failed to get model version from specified version string 'two' (details: stol), version should be",
+    ),
     "model_fails_on_it": (
         http_infer("g", b'{"inputs":[{"name":"x","datatype":"INT64","shape":[1],"data":[9]}]}'),
         500,
@@ -126,6 +131,12 @@ def test_gzip_bomb_is_refused(address: Address) -> None:
     [
         (b"\xff" * 50, "INVALID_ARGUMENT", "not a inference.ModelInferRequest message"),
         (b"", "NOT_FOUND", "Request for unknown model: '' is not found"),
+        (oip.encode_request(TensorRequest("m", "2", "", {"x": ONE})), "NOT_FOUND", "'m' version 2 is not found"),
+        (
+            oip.encode_request(TensorRequest("m", "-1", "", {"x": ONE})),
+            "INVALID_ARGUMENT",
+            "invalid model version specified '-1' , version should be an integral value > 0",
+        ),
         (bytes(MAX_BYTES + 1), "RESOURCE_EXHAUSTED", "larger than max"),
         (oip.encode_request(TensorRequest("m", "", "", {"x": ONE}))[:-1], "INVALID_ARGUMENT", "not a inference"),
         (
@@ -134,7 +145,7 @@ def test_gzip_bomb_is_refused(address: Address) -> None:
             "the model failed on these inputs",
         ),
     ],
-    ids=["garbage", "empty", "oversized", "truncated", "model_fails_on_it"],
+    ids=["garbage", "empty", "unknown_version", "negative_version", "oversized", "truncated", "model_fails_on_it"],
 )
 def test_grpc_defect_is_answered_by_name(address: Address, data: bytes, code: str, text: str) -> None:
     with pytest.raises(grpc.RpcError) as refused:
