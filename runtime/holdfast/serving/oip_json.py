@@ -134,7 +134,7 @@ def encode_response(response: TensorResponse, form: OutputForm, regions: SharedM
             raws.append(to_raw(array))
             entry["parameters"] = {BINARY_SIZE: len(raws[-1])}
         else:
-            entry["data"] = _elements(name, array)
+            entry["data"] = elements(name, array)
         outputs.append(entry)
     top["outputs"] = outputs
     header = json.dumps(top, separators=(",", ":")).encode()
@@ -191,6 +191,43 @@ def as_text(value: object, what: str) -> str:
     return value
 
 
+def flat(name: str, data: object) -> list[object]:
+    """Row-major elements of nested lists. Rows of unequal length are allowed by the protocol; the shape decides.
+
+    Raises:
+        InvalidTensorError: no list, or lists beside elements.
+    """
+    if not isinstance(data, list):
+        raise InvalidTensorError(f"input '{name}': expected a list as data, got {type(data).__name__}")
+    flat: list[object] = data
+    while any(isinstance(item, list) for item in flat):
+        if not all(isinstance(item, list) for item in flat):
+            raise InvalidTensorError(f"input '{name}': lists beside elements in data")
+        flat = [element for row in flat if isinstance(row, list) for element in row]
+    return flat
+
+
+def elements(name: str, array: Array) -> list[object]:
+    """Row-major elements of an output.
+
+    Raises:
+        InvalidTensorError: it holds what JSON cannot carry.
+    """
+    flat: list[object] = array.ravel().tolist()
+    if array.dtype == np.object_:
+        try:
+            return [bytes(item).decode("utf-8") for item in array.ravel().tolist()]
+        except UnicodeDecodeError as error:
+            raise InvalidTensorError(f"output '{name}' is not UTF-8; ask for it with {BINARY_OUTPUT}") from error
+    if array.dtype == BFLOAT16:
+        raise InvalidTensorError(f"output '{name}' is BF16, which has no JSON form; ask for it with {BINARY_OUTPUT}")
+    if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        raise InvalidTensorError(
+            f"output '{name}' holds NaN or infinity, which JSON cannot carry; ask for it with {BINARY_OUTPUT}"
+        )
+    return flat
+
+
 def _input(entry: Mapping[str, object], rest: memoryview, regions: SharedMemory | None) -> tuple[str, Array, int]:
     """Name, array and how many of the binary bytes it took."""
     name = as_text(entry.get("name"), "name of an input")
@@ -205,41 +242,13 @@ def _input(entry: Mapping[str, object], rest: memoryview, regions: SharedMemory 
     if BINARY_SIZE not in parameters:
         if "data" not in entry:
             raise InvalidTensorError(f"input '{name}': expected data, or {BINARY_SIZE} and bytes after the JSON")
-        return name, from_elements(name, datatype, shape, _flat(name, entry["data"])), 0
+        return name, from_elements(name, datatype, shape, flat(name, entry["data"])), 0
     if "data" in entry:
         raise InvalidTensorError(f"input '{name}' has data beside {BINARY_SIZE}; use one of them")
     size = _size(parameters[BINARY_SIZE], name)
     if size < 0 or size > len(rest):
         raise InvalidTensorError(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes are left")
     return name, from_raw(name, datatype, shape, rest[:size]), size
-
-
-def _flat(name: str, data: object) -> list[object]:
-    """Row-major elements of nested lists. Rows of unequal length are allowed by the protocol; the shape decides."""
-    if not isinstance(data, list):
-        raise InvalidTensorError(f"input '{name}': expected a list as data, got {type(data).__name__}")
-    flat: list[object] = data
-    while any(isinstance(item, list) for item in flat):
-        if not all(isinstance(item, list) for item in flat):
-            raise InvalidTensorError(f"input '{name}': lists beside elements in data")
-        flat = [element for row in flat if isinstance(row, list) for element in row]
-    return flat
-
-
-def _elements(name: str, array: Array) -> list[object]:
-    flat: list[object] = array.ravel().tolist()
-    if array.dtype == np.object_:
-        try:
-            return [bytes(item).decode("utf-8") for item in array.ravel().tolist()]
-        except UnicodeDecodeError as error:
-            raise InvalidTensorError(f"output '{name}' is not UTF-8; ask for it with {BINARY_OUTPUT}") from error
-    if array.dtype == BFLOAT16:
-        raise InvalidTensorError(f"output '{name}' is BF16, which has no JSON form; ask for it with {BINARY_OUTPUT}")
-    if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
-        raise InvalidTensorError(
-            f"output '{name}' holds NaN or infinity, which JSON cannot carry; ask for it with {BINARY_OUTPUT}"
-        )
-    return flat
 
 
 def _deduced_shape(spec: TensorSpec, size_bytes: int) -> tuple[int, ...]:

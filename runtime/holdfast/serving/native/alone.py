@@ -67,7 +67,7 @@ class Alone:
 
     def _find(self, call: WholeCall, quick: QuickRuns) -> _Found | None:
         peer, stream, body, note = call
-        if note.binary is not None:
+        if note.http is not None:
             return None  # not a message of gRPC
         asked: tuple[Layout | SharedCall, str] | None = None
         if peer.regions is not None and type(body) is bytes:
@@ -115,5 +115,5 @@ class Alone:
         if message is None:
             request = TensorRequest(kind.model, kind.version, found.request_id, inputs, kind.outputs)
             message = self._rpc.encode_infer(InferCall(request, form), response)
-        peer.answer(stream, note, (framed_prefix(len(message)), message), PREFIX_BYTES + len(message))
+        peer.answer(stream, note, None, (framed_prefix(len(message)), message), PREFIX_BYTES + len(message))
         return True

@@ -10,7 +10,7 @@ from holdfast.serving.http2.hpack import encode
 from holdfast.serving.http2.sender import AnswerForm
 from holdfast.serving.http2.shapes import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.stream import Stream
-from holdfast.serving.native.http_codec import BinaryCalls
+from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.rpc import is_traceparent
 
 MAX_TIMEOUTS = 256  # that are remembered
@@ -25,13 +25,13 @@ class Note:
     """What is known of all calls of one shape. `timeout_at` and `trace_at`: places among the varying values, or -1.
 
     allowed_s: the timeout that does not vary. trace: the traceparent that does not vary, or none.
-    binary: what they are if they are no messages of gRPC, but JSON and tensors over HTTP/1.1.
+    http: what they are if they are no messages of gRPC, but requests over HTTP/1.1.
     """
 
-    __slots__ = ("allowed_s", "binary", "is_plain", "timeout_at", "trace", "trace_at")
+    __slots__ = ("allowed_s", "http", "is_plain", "timeout_at", "trace", "trace_at")
 
-    def __init__(self, shape: Shape, *, is_plain: bool, binary: BinaryCalls | None = None) -> None:
-        self.binary = binary
+    def __init__(self, shape: Shape, *, is_plain: bool, http: HttpCalls | None = None) -> None:
+        self.http = http
         names, fixed = shape.names, shape.base.headers
         self.timeout_at = names.index(TIMEOUT) if TIMEOUT in names else -1
         try:

@@ -60,6 +60,8 @@ class RequestKind:
 
 
 AnswerParts = tuple[int, tuple[bytes, ...]]  # octets of the framed message; what stands before the id, and each raw
+# a model, its version, and its outputs: name, dtype, shape of a row
+AnswerForm = tuple[str, str, tuple[tuple[str, np.dtype[np.generic], tuple[int, ...]], ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +72,7 @@ class Layout:
     start: what stands before the id, if that is more than all messages alike begin with.
     raws: (start, end) of each input's contents. between: what stands between one and the next, by its place.
     answer: what stands around the answer, and for which form of answers that was found out; the lane's to write.
+    wants_json: whether the tensors of the answer go out as JSON; over HTTP.
     """
 
     kind: RequestKind
@@ -81,7 +84,8 @@ class Layout:
     middle: bytes
     raws: tuple[tuple[int, int], ...]
     between: tuple[tuple[int, bytes], ...]
-    answer: tuple[object, AnswerParts] | None = None
+    answer: tuple[AnswerForm, AnswerParts] | None = None
+    wants_json: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from holdfast.errors import RequestError
+from holdfast.errors import HoldfastError, RequestError
 from holdfast.serving import compression
 from holdfast.serving.http1 import LARGE_BYTES, HttpError, HttpParser, Phase
 from holdfast.serving.http1_heads import END, Head
@@ -18,8 +18,10 @@ from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.budget import Reservation
 from holdfast.serving.native.call_notes import Note
+from holdfast.serving.native.codec import Layout
 from holdfast.serving.native.http2_peer import LANE_BYTES, Link
-from holdfast.serving.native.http_codec import BinaryCalls
+from holdfast.serving.native.http_answers import with_numbers
+from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.oip_json import error_body
@@ -56,7 +58,7 @@ class Http1Peer:
         self._phase, self._phase_s = Phase.IDLE, now_s
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
         self._is_held = self._is_paused = False
-        self._head, self._trace = _NO_HEAD, b""  # of the request under way
+        self._head, self._trace, self._body = _NO_HEAD, b"", b""  # of the request under way
         self._inference: Inference | None = None  # under way
         self.seen_s = now_s
         self.regions: SharedMemory | None = None  # not for the lane
@@ -188,29 +190,30 @@ class Http1Peer:
     def _begin(self, head: Head, trace: bytes, body: bytes) -> None:
         """Hand a request to the lane if it is a plain one, else take it the whole way."""
         self._is_busy = True
-        self._head, self._trace = head, trace
+        self._head, self._trace, self._body = head, trace, body
         note: Note = head.note or self._noted(head)  # type: ignore[assignment]  # ours alone
-        if note.is_plain:
-            self.seen_s = self._backend.clock.monotonic_s()
-            self._backend.lane.calls.append((self, _STREAM, body, note))
-            self._backend.tick.touch(self)
-        else:
+        contents = None if note.http is None else note.http.contents(body)
+        if contents is None:
             self.infer(_STREAM, body)
+            return
+        self.seen_s = self._backend.clock.monotonic_s()
+        self._backend.lane.calls.append((self, _STREAM, contents, note))
+        self._backend.tick.touch(self)
 
     def _noted(self, head: Head) -> Note:
         """Note of a head, once, whether requests behind it are plain ones that this caller may make."""
         backend = self._backend
-        binary: BinaryCalls | None = None
+        http: HttpCalls | None = None
         target = backend.routes.infer_target(head.method, head.path)
         is_small = 0 < head.size <= LANE_BYTES and head.coding == "identity"
         if target is not None and is_small and backend.options.memoise:
             try:
                 json_bytes = header_length_of(head.headers)
             except RequestError:
-                json_bytes = None  # said on the whole way
-            if json_bytes and backend.rpc.may_infer(context_of(self._facts, head.headers)):
-                binary = BinaryCalls(backend.http_codec, target, json_bytes)
-        head.note = note = Note(_STREAM.shape, is_plain=binary is not None, binary=binary)
+                json_bytes = 0  # said on the whole way, as is all of a body that is one raw tensor
+            if json_bytes != 0 and backend.rpc.may_infer(context_of(self._facts, head.headers)):
+                http = HttpCalls(backend.http_codec, target, json_bytes or 0)
+        head.note = note = Note(_STREAM.shape, is_plain=http is not None, http=http)
         return note
 
     # The lane's.
@@ -220,16 +223,25 @@ class Http1Peer:
         head, backend = self._head, self._backend
         headers = head.headers_with(self._trace)
         exchange = HttpExchange(backend, self._facts, head.method, head.path, headers, self._respond)
-        self._inference = exchange.start(bytes(body))
+        self._inference = exchange.start(self._body)
 
-    def answer(self, stream: Stream, note: Note, parts: tuple[bytes, ...], size: int) -> None:
+    def answer(self, stream: Stream, note: Note, layout: Layout | None, parts: tuple[bytes, ...], size: int) -> None:
         """The request under way with a whole answer of `size` octets."""
+        assert layout is not None, "only the lane answers us"
+        if layout.wants_json:
+            assert layout.answer is not None, "it is where the parts come from"
+            try:
+                first, body = with_numbers(layout.answer[0], parts)
+            except HoldfastError as error:
+                self.fail(stream, error)
+                return
+            parts, size = (first + END + body,), len(first) + len(END) + len(body)
         head, trace = self._head, self._trace or self._head.trace
         may_shrink = size >= compression.MIN_BYTES and "accept-encoding" in head.headers
         if may_shrink or self._is_over or self._is_draining or not head.keep_alive:
             self._respond(self._response(parts))
             return
-        self._is_busy = False
+        self._is_busy, self._body = False, b""
         self._phase, self._phase_s = Phase.IDLE, self.seen_s
         self._out_bytes += size
         if trace:
@@ -245,12 +257,15 @@ class Http1Peer:
     def _response(self, parts: tuple[bytes, ...]) -> HttpResponse:
         """An answer of the lane as the whole way makes it."""
         head, _, body = b"".join(parts).partition(END)
-        fields = {HEADER_LENGTH_NAME: head.rpartition(b" ")[2].decode()}
-        response = HttpResponse(200, body, BINARY_TYPE, fields)
+        name, _, value = head.decode().rpartition(": ")
+        is_binary = name.endswith(HEADER_LENGTH_NAME)
+        response = (
+            HttpResponse(200, body, BINARY_TYPE, {HEADER_LENGTH_NAME: value}) if is_binary else HttpResponse(200, body)
+        )
         return self._backend.routes.finished(response, self._head.headers_with(self._trace))
 
     def _respond(self, response: HttpResponse) -> None:
-        self._is_busy = False
+        self._is_busy, self._body = False, b""
         self._inference = None
         if self._is_over:
             return

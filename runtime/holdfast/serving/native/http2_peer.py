@@ -25,6 +25,7 @@ from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Event, Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.call_notes import PLAIN, TRACED, Note
+from holdfast.serving.native.codec import Layout
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
@@ -310,7 +311,7 @@ class Http2Peer:
         inference = self._owners[stream.id] = Inference(backend, answered, refused)
         inference.start(decode, deadline_s)
 
-    def answer(self, stream: Stream, note: Note, parts: tuple[bytes, ...], size: int) -> None:
+    def answer(self, stream: Stream, note: Note, layout: Layout | None, parts: tuple[bytes, ...], size: int) -> None:
         """Answer a plain ModelInfer call with a framed message of `size` octets."""
         trace = stream.values[note.trace_at] if note.trace_at >= 0 else note.trace
         self.machine.answer(stream, TRACED if trace else PLAIN, parts, size, trace)

@@ -1,9 +1,9 @@
-"""Inference requests over HTTP with binary tensors, without a parser for those whose JSON came before.
+"""Inference requests over HTTP/1.1, without a parser for those whose JSON came before, but for ids and numbers.
 
-Rules: what is remembered is where things stand in a body whose JSON is the same, octet by octet, but for its id; the
-whole decoder made it, and says what is wrong with anything that looks unusual. An id is cut out only where it stands
-first, as libraries write it, of letters that mean themselves in JSON. Answers are cut out of one that the whole encoder
-made. Nothing of the tensors is remembered: the same bytes twice are run twice.
+Rules: what is remembered is where things stand in a body whose JSON is the same, octet by octet; the whole decoder made
+it, and says what is wrong with anything that looks unusual. An id is cut out only where it stands first, as libraries
+write it, of letters that mean themselves in JSON; data only where all of it is numbers, which are read for every
+request. Nothing of the tensors is remembered: the same bytes twice are run twice.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from holdfast.errors import HoldfastError
-from holdfast.inference.tensors import Array, TensorResponse
+from holdfast.inference.tensors import Array
 from holdfast.serving import oip_json
-from holdfast.serving.datatypes import datatype_of
+from holdfast.serving.datatypes import DTYPE_OF, datatype_of, from_elements
 from holdfast.serving.native.codec import FAST_DATATYPES, AnswerParts, InferCodec, InputKind, Layout
-from holdfast.serving.parameters import InferCall, OutputForm
-from holdfast.serving.routes import infer_answer
+from holdfast.serving.native.http_answers import binary_parts, json_parts
+from holdfast.serving.parameters import InferCall
 
 MAX_LAYOUTS = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once
-MAX_JSON_BYTES = 1_024  # of a request that is remembered
+MAX_JSON_BYTES = 1_024  # of a request that is remembered, without its numbers
 
-_BINARY = OutputForm(default_binary=True)
 _ID_STARTS = ((b'{"id":"', 7), (b'{"id": "', 8))
+# In valid JSON without escapes this is the value of a key; the key itself is the same in every match.
+_DATA = re.compile(rb'"data": ?(\[[-+0-9.eE, \[\]\r\n\t]*\])')
+_DATATYPES = {np.dtype(DTYPE_OF[datatype]): datatype for datatype in FAST_DATATYPES}
 
 _Key = tuple[str, str, int, int, int, bytes]  # model, version, octets of body and id, where the id begins, the JSON
+_ANY_SIZE = -1  # of a body whose tensors are JSON
 
 
 class HttpCodec:
@@ -38,21 +44,13 @@ class HttpCodec:
         self._kind_of = codec.kind_of
         self._layouts: dict[_Key, Layout | None] = {}  # None: only the whole decoder reads such
 
-    def find(self, data: bytes, size: int, asked: BinaryCalls) -> tuple[Layout, str] | None:
-        """The layout of a body, and its id; None if the whole decoder must look at it."""
-        split, start, end, text = asked.json_bytes, 0, 0, ""
-        for begin, at in _ID_STARTS:
-            if data.startswith(begin):
-                start, end = at, data.find(b'"', at, split)
-                if end < 0:
-                    return None
-                try:
-                    text = data[start:end].decode("ascii")
-                except UnicodeDecodeError:
-                    return None
-                if not text.isprintable() or "\\" in text:
-                    return None
-                break
+    def find(self, data: bytes, size: int, asked: HttpCalls) -> tuple[Layout, str] | None:
+        """The layout of a body with raw tensors, and its id; None if the whole decoder must look at it."""
+        split = asked.json_bytes
+        cut = _id_in(data, split)
+        if cut is None:
+            return None
+        start, end, text = cut
         key = (asked.model, asked.version, size, end - start, start, data[end:split])
         try:
             layout = self._layouts[key]
@@ -60,46 +58,64 @@ class HttpCodec:
             layout = self._learn(data, asked, text, key)
         return None if layout is None else (layout, text)
 
-    def answer_parts(self, model: str, version: str, outputs: Mapping[str, Array], id_bytes: int) -> AnswerParts:
-        """What stands around an answer with these outputs and an id of this length.
+    def read(self, data: bytes, asked: HttpCalls) -> tuple[Layout, str, bytes] | None:
+        """The layout of a body that is all JSON, its id, and its tensors as raw contents; None as above."""
+        pieces = _DATA.split(data)
+        cut = _id_in(pieces[0], len(pieces[0])) if len(pieces) > 1 else None
+        if cut is None:
+            return None
+        start, end, text = cut
+        rest = b"\0".join((pieces[0][end:], *pieces[2::2]))  # a zero octet is in no JSON
+        key = (asked.model, asked.version, _ANY_SIZE, end - start, start, rest)
+        try:
+            layout = self._layouts[key]
+        except KeyError:
+            layout = self._learn(data, asked, text, key)
+        if layout is None:
+            return None
+        try:
+            raws = [
+                from_elements(each.name, _DATATYPES[each.dtype], shape, _flat(each.name, numbers)).tobytes()
+                for each, shape, numbers in zip(layout.kind.inputs, layout.shapes, pieces[1::2], strict=True)
+            ]
+        except (HoldfastError, ValueError, RecursionError):
+            return None
+        return layout, text, raws[0] if len(raws) == 1 else b"".join(raws)
 
-        Returns: octets of the whole; head and JSON before the id, the JSON after it, and nothing before the other
-            outputs' contents.
-        """
-        named: dict[str, str] = {"model_name": model, "model_version": version}
-        begin = len(json.dumps(named, separators=(",", ":"))) - 1 + (len(',"id":"') if id_bytes else 0)
-        body = oip_json.encode_response(TensorResponse(model, version, "i" * id_bytes, outputs), _BINARY)
-        assert body.header_length is not None, "outputs are there, and binary"
-        answer = infer_answer(body)
-        head = f"{answer.head()}\r\n\r\n".encode("latin-1")
-        first, second = body.data[:begin], body.data[begin + id_bytes : body.header_length]
-        return len(head) + len(body.data), (head + first, second, *(b"" for _ in range(len(outputs) - 1)))
+    def answer_parts(self, model: str, version: str, outputs: Mapping[str, Array], layout: Layout) -> AnswerParts:
+        """What stands around an answer with these outputs to a request of this layout."""
+        make = json_parts if layout.wants_json else binary_parts
+        return make(model, version, outputs, layout.id_end - layout.id_start)
 
-    def _learn(self, data: bytes, asked: BinaryCalls, text: str, key: _Key) -> Layout | None:
+    def _learn(self, data: bytes, asked: HttpCalls, text: str, key: _Key) -> Layout | None:
         """Note the layout of a body that looks plain; None if it is not."""
-        *_, id_bytes, start, rest = key
+        _, _, size, id_bytes, start, rest = key
         if len(rest) + id_bytes > MAX_JSON_BYTES:
             return None
         layout = None
-        if b'"id"' not in rest and b"\\" not in rest:  # else its id may be another one
+        if b'"id"' not in rest and b"\\" not in rest:  # else its id may be another one, and its data
             with contextlib.suppress(HoldfastError):  # the whole decoder says why
-                call = oip_json.decode_infer(data, asked.json_bytes, asked.model, asked.version)
-                if call.request.request_id == text:
-                    layout = self._layout(call, len(data), asked.json_bytes, (start, start + id_bytes))
+                call = oip_json.decode_infer(data, asked.json_bytes or None, asked.model, asked.version)
+                is_read = size != _ANY_SIZE or len(call.request.inputs) == rest.count(b"\0") == data.count(b'"data"')
+                if is_read and call.request.request_id == text:
+                    split = asked.json_bytes if size != _ANY_SIZE else 0
+                    octets = len(data) - split if size != _ANY_SIZE else None
+                    layout = self._layout(call, octets, split, (start, start + id_bytes))
         if len(self._layouts) >= MAX_LAYOUTS:
             self._layouts.clear()
         self._layouts[key] = layout
         return layout
 
-    def _layout(self, call: InferCall, size: int, split: int, id_at: tuple[int, int]) -> Layout | None:
-        """Where the contents stand in a body that was decoded; None if it is not plain."""
+    def _layout(self, call: InferCall, octets: int | None, split: int, id_at: tuple[int, int]) -> Layout | None:
+        """Where the contents stand in a body that was decoded; None if it is not plain. octets: of raw tensors."""
         request, form = call.request, call.form
         if call.priority or call.timeout_s is not None or form.classes_of or form.region_of or not request.inputs:
             return None
-        if not (form.default_binary if not request.outputs else all(map(form.is_binary, request.outputs))):
-            return None
+        are_binary = {form.is_binary(name) for name in request.outputs} or {form.default_binary}
         arrays = list(request.inputs.values())
-        if sum(array.nbytes for array in arrays) != size - split or not all(array.nbytes for array in arrays):
+        if len(are_binary) > 1 or not all(array.nbytes for array in arrays):
+            return None
+        if octets is not None and sum(array.nbytes for array in arrays) != octets:
             return None  # some did not come as binary data
         raws, inputs, at = [], [], split
         for name, array in request.inputs.items():
@@ -111,20 +127,62 @@ class HttpCodec:
             at += array.nbytes
         shapes = tuple(array.shape for array in arrays)
         rows = {shape[0] if shape else 0 for shape in shapes}
-        kind = self._kind_of(request.model, request.version, tuple(inputs), request.outputs)
-        return Layout(kind, shapes, rows.pop() if len(rows) == 1 else 0, b"", id_at[0], id_at[1], b"", tuple(raws), ())
+        layout = Layout(
+            self._kind_of(request.model, request.version, tuple(inputs), request.outputs),
+            shapes, rows.pop() if len(rows) == 1 else 0, b"", id_at[0], id_at[1], b"", tuple(raws), (),
+        )  # fmt: skip
+        layout.wants_json = not are_binary.pop()
+        return layout
 
 
-class BinaryCalls:
-    """What the path and the head of requests say, whose bodies are JSON and then raw tensors."""
+class HttpCalls:
+    """What the path and the head of requests say: of whom they ask, and how long the JSON before raw tensors is.
 
-    __slots__ = ("codec", "json_bytes", "model", "version")
+    json_bytes: 0 if their tensors are JSON too. Such a request is read before it comes to the lane, which gets its
+    contents; one at a time.
+    """
+
+    __slots__ = ("_read", "codec", "json_bytes", "model", "version")
 
     def __init__(self, codec: HttpCodec, target: tuple[str, str], json_bytes: int) -> None:
         self.codec = codec
         self.model, self.version = target
         self.json_bytes = json_bytes
+        self._read: tuple[Layout, str] | None = None
+
+    def contents(self, body: bytes) -> bytes | None:
+        """What the lane gets of a body; None if the whole decoder must look at it."""
+        if self.json_bytes:
+            return body
+        found = self.codec.read(body, self)
+        if found is None:
+            return None
+        layout, request_id, contents = found
+        self._read = layout, request_id
+        return contents
 
     def match(self, data: bytes, size: int) -> tuple[Layout, str] | None:
-        """The layout of a body, and its id; None if the whole decoder must look at it."""
-        return self.codec.find(data, size, self)
+        """The layout of what `contents` gave, and its id; None if the whole decoder must look at it."""
+        return self.codec.find(data, size, self) if self.json_bytes else self._read
+
+
+def _flat(name: str, numbers: bytes) -> list[object]:
+    """Row-major elements of a list in JSON, or of nested ones."""
+    data: list[object] = json.loads(numbers.decode())
+    return data if numbers.find(b"[", 1) < 0 else oip_json.flat(name, data)
+
+
+def _id_in(data: bytes, end: int) -> tuple[int, int, str] | None:
+    """Where the id stands in JSON that ends there, and the id; no octets if it does not come first.
+
+    None: it has letters that may mean others.
+    """
+    for begin, start in _ID_STARTS:
+        if data.startswith(begin):
+            id_end = data.find(b'"', start, end)
+            try:
+                text = data[start:id_end].decode("ascii")
+            except UnicodeDecodeError:
+                return None
+            return (start, id_end, text) if id_end >= 0 and text.isprintable() and "\\" not in text else None
+    return 0, 0, ""

@@ -20,8 +20,8 @@ from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import Array
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.call_notes import Note, Timeouts
-from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, RequestKind
-from holdfast.serving.native.http_codec import BinaryCalls
+from holdfast.serving.native.codec import AnswerForm, AnswerParts, InferCodec, Layout, RequestKind
+from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
@@ -38,8 +38,8 @@ class Caller(Protocol):
     def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
         """Take a call the whole way."""
 
-    def answer(self, stream: Stream, note: Note, parts: tuple[bytes, ...], size: int) -> None:
-        """Answer a call with a whole message of `size` octets."""
+    def answer(self, stream: Stream, note: Note, layout: Layout | None, parts: tuple[bytes, ...], size: int) -> None:
+        """Answer a call, of a layout if it has one, with a whole message of `size` octets."""
 
     def fail(self, stream: Stream, error: BaseException) -> None:
         """Answer a call with what went wrong."""
@@ -90,7 +90,7 @@ class Lane:
         self._clock = clock
         self._max_calls = max_calls
         self._timeouts = Timeouts()
-        self._forms: dict[object, object] = {}
+        self._forms: dict[AnswerForm, AnswerForm] = {}
 
     def serve_with(self, quick: QuickRuns) -> None:
         """Who runs the models comes after us, because it wants the loop."""
@@ -139,7 +139,7 @@ class Lane:
         open_of: dict[RequestKind, _Group | None] = {}
         for call in calls:
             peer, stream, body, note = call
-            found = match(body, len(body)) if note.binary is None else note.binary.match(body, len(body))
+            found = match(body, len(body)) if note.http is None else note.http.match(body, len(body))
             came_s = peer.seen_s
             if found is None or came_s + allowed_s(stream, note) <= now_s:
                 left.append(call)
@@ -190,7 +190,7 @@ class Lane:
         for peer, stream, _, note, layout, text in group.members:
             known = layout.answer
             if known is None or known[0] is not form:
-                known = self._learn(layout, note.binary, form, outputs)
+                known = self._learn(layout, note.http, form, outputs)
             size, pieces = known[1]
             request_id, end = text.encode(), at + layout.rows
             if len(columns) == 1:  # most models
@@ -199,13 +199,12 @@ class Lane:
             else:
                 parts = _woven(pieces, request_id, [raw[at * row : end * row] for raw, row in columns])
             at = end
-            peer.answer(stream, note, parts, size)
+            peer.answer(stream, note, layout, parts, size)
         return True
 
-    def _form(self, model: ServedModel, outputs: Mapping[str, Array], bucket: int) -> object:
+    def _form(self, model: ServedModel, outputs: Mapping[str, Array], bucket: int) -> AnswerForm | None:
         """Stands for a model version and the form of its outputs; None if the whole encoder must make such answers."""
-        signature = [(name, array.dtype, array.shape[1:]) for name, array in outputs.items()]
-        key = (model.name, model.version, *signature)
+        key = (model.name, model.version, tuple([(name, each.dtype, each.shape[1:]) for name, each in outputs.items()]))
         form = self._forms.get(key)
         if form is None:
             if any(array.ndim == 0 or len(array) != bucket for array in outputs.values()):
@@ -219,13 +218,14 @@ class Lane:
         return form
 
     def _learn(
-        self, layout: Layout, binary: BinaryCalls | None, form: object, outputs: Mapping[str, Array]
-    ) -> tuple[object, AnswerParts]:
+        self, layout: Layout, http: HttpCalls | None, form: AnswerForm, outputs: Mapping[str, Array]
+    ) -> tuple[AnswerForm, AnswerParts]:
         """What stands around answers of this form to messages of this layout."""
-        assert isinstance(form, tuple)
         mine = {name: array[: layout.rows] for name, array in outputs.items()}
-        codec = self._codec if binary is None else binary.codec
-        parts = codec.answer_parts(form[0], form[1], mine, layout.id_end - layout.id_start)
+        if http is not None:
+            parts: AnswerParts | None = http.codec.answer_parts(form[0], form[1], mine, layout)
+        else:
+            parts = self._codec.answer_parts(form[0], form[1], mine, layout.id_end - layout.id_start)
         assert parts is not None, "one row went out this way, but not several"
         layout.answer = known = (form, parts)
         return known
