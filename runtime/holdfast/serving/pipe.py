@@ -8,6 +8,8 @@ around each step added 240 us to a gRPC call of 530 us on 2 cores, this adds 50 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -32,7 +34,7 @@ Choose = Callable[[ssl.SSLObject], Awaitable[socket.socket]]
 async def pipe(client: socket.socket, backend: socket.socket, first: bytes, limits: PipeLimits) -> None:
     """Pass bytes until both sides have ended. Owns and closes both sockets. `first` goes to the backend before all."""
     loop = asyncio.get_running_loop()
-    ours, theirs = _Side(loop, limits), _Side(loop, limits)
+    ours, theirs = _Side(loop, limits), _Backend(loop, limits)
     ours.peer, theirs.peer = theirs, ours
     try:
         await loop.connect_accepted_socket(lambda: theirs, backend)
@@ -51,9 +53,9 @@ async def tls_pipe(client: socket.socket, tls: ssl.SSLContext, choose: Choose, l
         OSError: the handshake failed; nobody was connected.
     """
     loop = asyncio.get_running_loop()
-    ours, theirs = _Side(loop, limits), _Side(loop, limits)
+    ours, theirs = _Side(loop, limits), _Backend(loop, limits)
     ours.peer, theirs.peer = theirs, ours
-    sockets = {ours: client}
+    sockets: dict[_Side, socket.socket] = {ours: client}
     try:
         await loop.connect_accepted_socket(
             lambda: ours,
@@ -167,3 +169,15 @@ class _Side(asyncio.Protocol):
             self.transport.abort()
         else:
             self._idle = self._loop.call_later(left_s, self._check_idle)
+
+
+class _Backend(_Side):
+    """The server's end. Where it closes while we write to it, its last words are still to be read: why it closes."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self.peer.is_connected:
+            with contextlib.suppress(OSError):
+                handle = self.transport.get_extra_info("socket").fileno()
+                while words := os.read(handle, BUFFER_BYTES):  # no more than the kernel holds: nobody sends any more
+                    self.peer.transport.write(words)
+        super().connection_lost(error)

@@ -86,6 +86,34 @@ def test_broken_side_ends_the_other(piped: Piped) -> None:
     assert piped.client.recv(1) == b""
 
 
+def test_last_words_of_a_backend_that_closes_under_our_writing_arrive() -> None:
+    async def main() -> bytes:
+        (client, ours), (backend, theirs) = (socket.socketpair() for _ in range(2))
+        for end in (client, ours, backend, theirs):
+            end.setblocking(False)
+        piping = asyncio.get_running_loop().create_task(pipe(ours, theirs, b"first", PipeLimits()))
+        client.send(b" and second")
+        while not backend_has(backend, b"first and second"):
+            await asyncio.sleep(0)
+
+        client.send(b"more")  # the pipe takes this first, and finds that it can write no more
+        backend.send(b"too many pings")
+        backend.close()
+        await piping
+
+        with client:
+            return client.recv(100)
+
+    assert asyncio.run(main()) == b"too many pings"
+
+
+def backend_has(backend: socket.socket, octets: bytes) -> bool:
+    try:
+        return backend.recv(100, socket.MSG_PEEK) == octets
+    except BlockingIOError:
+        return False
+
+
 def test_silent_pipe_ends() -> None:
     piped = Piped(PipeLimits(idle_timeout_s=0.02))
 
