@@ -119,7 +119,7 @@ class Scheduler(QuickRuns, Protocol):
         """How many requests wait now, by model."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as above
 class BatchEvent:
     """One run of a model. Times are seconds; `queue_s` is the sum over the requests of the run.
 

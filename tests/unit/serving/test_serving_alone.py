@@ -68,7 +68,7 @@ class Bench(NativeBench):
         """The status of a call and its message; the octets come in pieces of `cut`."""
         told, sent_frames = b"", self.frames(message)
         for at in range(0, len(sent_frames), cut):
-            self.peer.receive(sent_frames[at : at + cut])
+            self.peer.receive_large(memoryview(sent_frames)[at : at + cut])
             told += self.turn()
         return self._read(told)
 
@@ -141,6 +141,19 @@ def test_large_tensor_is_answered_without_the_whole_way(bench: Bench, model: str
         assert (status, answer.request_id, answer.version) == ("0", f"id-{seed}", "1")
         assert np.array_equal(answer.outputs["y"], x * (2 if model == "double" else 1))
     assert bench.whole_ways == 0
+
+
+@pytest.mark.parametrize("way", ["octets", "shared memory"])
+def test_model_that_takes_another_shape_after_a_swap_is_asked_anew(bench: Bench, folder: Path, way: str) -> None:
+    x = tensor(1)
+    put(folder, x)
+    message = sent("double", x) if way == "octets" else shared()
+    assert bench.ask(message)[0] == "0"
+
+    bench.pool.swap("double", "1", prepare_session(ModelSource(models.scale(2.0))))
+
+    assert bench.ask(message)[0] == "3"  # INVALID_ARGUMENT
+    assert bench.whole_ways == 1
 
 
 def test_call_that_is_cancelled_in_the_turn_in_which_it_was_whole_is_not_answered(bench: Bench) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.fakes import served_models as models
 from tests.fakes.native_bench import NativeBench, Writer
 
 from holdfast.inference.pool import ModelPool
@@ -152,6 +153,24 @@ def test_swapped_model_answers_from_the_next_turn_on(benches: Benches, session: 
     bench.peer.receive(writer.call(message_of(1)))
 
     assert b"Request for unknown model: 'm' is not found" in bench.turn()
+
+
+def test_model_that_takes_other_rows_after_a_swap_is_asked_anew(benches: Benches) -> None:
+    quick, slow = benches
+    writers = Writer(), Writer()
+    for bench, writer in zip(benches, writers, strict=True):
+        for _ in range(2):
+            bench.peer.receive(writer.call(message_of(2)))
+            bench.turn()
+        bench.pool.swap("m", "1", prepare_session(ModelSource(models.scale(2.0))))
+
+    asked = [writer.call(message_of(2)) for writer in writers]
+    for bench, call in zip(benches, asked, strict=True):
+        bench.peer.receive(call)
+
+    refused = quick.turn()
+    assert refused == slow.turn()
+    assert b"wrong inputs" in refused
 
 
 def test_cancelled_call_gets_no_answer(benches: Benches) -> None:

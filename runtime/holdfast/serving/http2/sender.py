@@ -120,6 +120,8 @@ class Sender:
 
     def pump(self) -> None:
         """Turn what waits into frames: by turns, until windows, the burst or a pause stop it."""
+        if not self._waiting:
+            return
         size = sum(map(len, self.out))
         progress = True
         while self._waiting and progress and not self.is_paused:

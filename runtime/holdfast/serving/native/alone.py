@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from holdfast.clock import Clock
 from holdfast.errors import HoldfastError
@@ -17,7 +16,7 @@ from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
 from holdfast.serving.native.call_notes import Timeouts
-from holdfast.serving.native.codec import InferCodec, Layout, arrays_in
+from holdfast.serving.native.codec import Fit, InferCodec, Layout, arrays_in
 from holdfast.serving.native.lane import WholeCall
 from holdfast.serving.native.shared_calls import SharedCall, SharedCalls
 from holdfast.serving.parameters import InferCall, OutputForm
@@ -28,14 +27,7 @@ from holdfast.serving.service import InferenceService
 _PLAIN = OutputForm()
 
 
-@dataclass(slots=True, eq=False)
-class _Found:
-    """A call that may run now, and what its run takes."""
-
-    model: ServedModel
-    asked: Layout | SharedCall
-    request_id: str
-    alone_s: float
+_Found = tuple[ServedModel, Layout | SharedCall, str, float]  # a call that may run now: its id, and what its run takes
 
 
 class Alone:
@@ -60,7 +52,7 @@ class Alone:
                 if found is None or not self._answer(call, found, quick):
                     left.append(call)
                 else:
-                    left_s -= found.alone_s
+                    left_s -= found[3]
             except Exception as error:  # noqa: BLE001  # the rpc edge; status_of logs what is not ours
                 peer.fail(stream, error)
         return left
@@ -79,41 +71,45 @@ class Alone:
         model = quick.find_free(what.kind.model, what.kind.version)
         if model is None:
             return None
-        alone_s = model.session.traits.alone_s(0, sum(map(math.prod, what.shapes)))
+        session, fit = model.session, what.fit
+        if fit is not None and fit.number == session.number:
+            alone_s: float | None = fit.alone_s
+        else:
+            alone_s = session.traits.alone_s(0, sum(map(math.prod, what.shapes)))
         if alone_s is None or alone_s > quick.inline_limit_s:
             return None
-        return _Found(model, what, request_id, alone_s)
+        return model, what, request_id, alone_s
 
     def _answer(self, call: WholeCall, found: _Found, quick: QuickRuns) -> bool:
         """Run and answer. False, and nothing was answered, if it must go the whole way."""
         peer, stream, body, note = call
-        asked, model, form = found.asked, found.model, _PLAIN
-        kind, session = asked.kind, model.session
+        model, asked, request_id, alone_s = found
+        kind, session, fit, form = asked.kind, model.session, asked.fit, _PLAIN
         try:
             if isinstance(asked, SharedCall):
                 assert peer.regions is not None, "found only for those who may use them"
                 inputs, form = asked.read(peer.regions), asked.form
             else:
                 inputs = arrays_in(body, asked)
-            session.check(inputs, kind.outputs)
+            if fit is None or fit.number != session.number:
+                session.check(inputs, kind.outputs)
+                rows = session.shared_rows(inputs)
+                if rows and session.traits.mixing.bucket_for(rows) != rows:
+                    return False
+                rows = rows or next((shape[0] for shape in asked.shapes if shape), 1)
+                asked.fit = fit = Fit(session.number, alone_s, rows)
         except HoldfastError:
             return False  # said on the whole way
-        rows = session.shared_rows(inputs)
-        if rows and session.traits.mixing.bucket_for(rows) != rows:
-            return False
-        counted = rows or next((shape[0] for shape in asked.shapes if shape), 1)
-        outputs = quick.run_quick(model, inputs, kind.outputs, (counted,), (peer.seen_s,))
+        outputs = quick.run_quick(model, inputs, kind.outputs, (fit.rows,), (peer.seen_s,))
         if outputs is None:
             return False
         if self._service.has_taps:
             took_s = self._clock.monotonic_s() - peer.seen_s
-            self._service.tell_event(
-                TapEvent(kind.model, model.version, (found.request_id,), (took_s,), OK, inputs, outputs)
-            )
-        response = TensorResponse(model.name, model.version, found.request_id, outputs, session.labels)
+            self._service.tell_event(TapEvent(kind.model, model.version, (request_id,), (took_s,), OK, inputs, outputs))
+        response = TensorResponse(model.name, model.version, request_id, outputs, session.labels)
         message = self._codec.encode(form, response)
         if message is None:
-            request = TensorRequest(kind.model, kind.version, found.request_id, inputs, kind.outputs)
+            request = TensorRequest(kind.model, kind.version, request_id, inputs, kind.outputs)
             message = self._rpc.encode_infer(InferCall(request, form), response)
         peer.answer(stream, note, None, (framed_prefix(len(message)), message), PREFIX_BYTES + len(message))
         return True

@@ -50,13 +50,29 @@ class InputKind:
 
 @dataclass(slots=True, eq=False)
 class RequestKind:
-    """What requests that could share a run have in common. `is_plain`: until one is found that needs the whole way."""
+    """What requests that could share a run have in common. `is_plain`: until one is found that needs the whole way.
+
+    fits: the number of the session that takes them, as far as it was asked; 0 before.
+    """
 
     model: str
     version: str
     inputs: tuple[InputKind, ...]
     outputs: tuple[str, ...]
     is_plain: bool = True
+    fits: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Fit:
+    """Requests of one layout that run alone fit a session, found out by one of them.
+
+    number: of the session. alone_s: what a run takes. rows: what it is counted as.
+    """
+
+    number: int
+    alone_s: float
+    rows: int
 
 
 AnswerParts = tuple[int, tuple[bytes, ...]]  # octets of the framed message; what stands before the id, and each raw
@@ -73,6 +89,7 @@ class Layout:
     raws: (start, end) of each input's contents. between: what stands between one and the next, by its place.
     answer: what stands around the answer, and for which form of answers that was found out; the lane's to write.
     wants_json: whether the tensors of the answer go out as JSON; over HTTP.
+    fit: whose these messages are when they run alone; for whoever runs them to write.
     """
 
     kind: RequestKind
@@ -86,6 +103,7 @@ class Layout:
     between: tuple[tuple[int, bytes], ...]
     answer: tuple[AnswerForm, AnswerParts] | None = None
     wants_json: bool = False
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,9 +167,16 @@ class Lane:
     def _opened(self, kind: RequestKind) -> _Group | None:
         """A group for calls of this kind, if its model takes them now."""
         model = self._quick.find_quick(kind.model, kind.version) if kind.is_plain else None
-        if model is None or not model.session.shares([(each.name, each.dtype, each.row_shape) for each in kind.inputs]):
+        if model is None:
             return None
-        return None if kind.outputs and not model.session.has_outputs(kind.outputs) else _Group(kind, model)
+        session = model.session
+        if kind.fits != session.number:
+            if not session.shares([(each.name, each.dtype, each.row_shape) for each in kind.inputs]):
+                return None
+            if kind.outputs and not session.has_outputs(kind.outputs):
+                return None
+            kind.fits = session.number
+        return _Group(kind, model)
 
     def _run(self, group: _Group) -> bool:
         """Answer the calls of a group. False, and none was answered, if they must go the whole way."""
@@ -184,7 +191,7 @@ class Lane:
         if form is None:
             kind.is_plain = False
             return False
-        self._tell(group, inputs, outputs)
+        self._tell(group, inputs, outputs, bucket)
         columns = [(array.tobytes(), array.nbytes // bucket) for array in outputs.values()]
         at = 0
         for peer, stream, _, note, layout, text in group.members:
@@ -230,10 +237,13 @@ class Lane:
         layout.answer = known = (form, parts)
         return known
 
-    def _tell(self, group: _Group, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def _tell(self, group: _Group, inputs: Mapping[str, Array], outputs: Mapping[str, Array], bucket: int) -> None:
         if not self._service.has_taps:
             return
         now_s, total = self._clock.monotonic_s(), group.total
+        if total != bucket:  # without padding
+            inputs = {name: array[:total] for name, array in inputs.items()}
+            outputs = {name: array[:total] for name, array in outputs.items()}
         self._service.tell_event(
             TapEvent(
                 group.kind.model,
@@ -241,8 +251,8 @@ class Lane:
                 [request_id for *_, request_id in group.members],
                 [now_s - each for each in group.came_s],
                 OK,
-                {name: array[:total] for name, array in inputs.items()},
-                {name: array[:total] for name, array in outputs.items()},
+                inputs,
+                outputs,
             )
         )
 

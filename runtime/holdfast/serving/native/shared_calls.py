@@ -19,7 +19,7 @@ from holdfast.inference.tensors import Array
 from holdfast.serving import oip, oip_pb2
 from holdfast.serving.datatypes import DTYPE_OF, checked_shape
 from holdfast.serving.grpc_wire import PREFIX_BYTES
-from holdfast.serving.native.codec import FAST_DATATYPES, InputKind, RequestKind, places_of
+from holdfast.serving.native.codec import FAST_DATATYPES, Fit, InputKind, RequestKind, places_of
 from holdfast.serving.parameters import REGION, OutputForm, RegionSlice
 from holdfast.serving.shared_memory import SharedMemory
 
@@ -30,14 +30,15 @@ _REGION = REGION.encode()
 _NAME, _VERSION, _ID = 0x0A, 0x12, 0x1A  # tags of ModelInferRequest: field number << 3 | wire type 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class SharedCall:
-    """What such a message asks for, but for its id: shape and place of each input."""
+    """What such a message asks for, but for its id: shape and place of each input. `fit` as in `Layout`."""
 
     kind: RequestKind
     shapes: tuple[tuple[int, ...], ...]
     places: tuple[RegionSlice, ...]
     form: OutputForm
+    fit: Fit | None = None
 
     def read(self, regions: SharedMemory) -> dict[str, Array]:
         """The tensors as they are now: copies, so that nobody changes them during a run.
