@@ -3,6 +3,7 @@
 #   make test       everything that must hold, except what is slow
 #   make test-all   the slow checks too, beside PyTorch (1.2 GB) and clients that are not ours (some want root or sudo)
 #   make check      the static half of `make test`: style, types, the laws of the house, generated code
+#   make compiled   Holdfast as a compiled wheel, in .venv-compiled (wants a C compiler and Python's headers)
 #   make bench      the benchmarks; writes benchmarks/results/*.json
 #   make protos     generate the message modules again
 #   make docs       write the made parts of the READMEs again
@@ -12,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGUMENTS ?=
 
-.PHONY: help demo test test-all conformance check lint types laws fresh pytest bench protos docs clean
+.PHONY: help demo test test-all conformance check lint types laws fresh pytest compiled bench protos docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,8 @@ fresh: .venv-protos/.made
 
 pytest: .venv/.dev .venv-protos/.made
 	$(BIN)/pytest -q -m "not slow"
+
+compiled: .venv-compiled/.made
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.run
@@ -92,11 +95,19 @@ docs: .venv/.dev
 	@.venv-protos/bin/python -m pip --disable-pip-version-check install --quiet -r protos/requirements.txt
 	@touch $@
 
+# The wheel whose hot modules are C; the benchmarks put it beside the one that is not.
+.venv-compiled/.made: pyproject.toml runtime/compile_hook.py $(shell find runtime/holdfast -name '*.py') | .python-checked
+	@echo "compiling Holdfast into .venv-compiled (about a minute)"
+	@$(PYTHON) -m venv .venv-compiled
+	@HATCH_BUILD_HOOKS_ENABLE=1 .venv-compiled/bin/python -m pip --disable-pip-version-check install --quiet --force-reinstall .
+	@.venv-compiled/bin/holdfast --version
+	@touch $@
+
 # PyTorch and transformers, beside which gradients are held; about 1.2 GB.
 .venv-corpus/.made: tests/corpus/requirements.txt tests/corpus/install.sh | .python-checked
 	tests/corpus/install.sh $(PYTHON)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-protos .venv-corpus .venv-conformance .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf .venv .venv-compiled .venv-protos .venv-corpus .venv-conformance .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
 	rm -rf benchmarks/clients/cpp/build tests/conformance/javascript/node_modules

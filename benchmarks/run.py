@@ -21,6 +21,7 @@ NAMES = (
     "serving_tensors",
     "serving_tls",
     "serving_clients",
+    "serving_compiled",
     "serving_device",
     "serving_peers",
     "scheduler",

@@ -23,9 +23,11 @@ class Served:
 
 
 @contextmanager
-def holdfast(folder: Path, *flags: str, cores: int | frozenset[int] = SERVER_CORE) -> Iterator[Served]:
+def holdfast(
+    folder: Path, *flags: str, cores: int | frozenset[int] = SERVER_CORE, python: str = sys.executable
+) -> Iterator[Served]:
     """`holdfast serve FOLDER` (or a file), ready."""
-    command = [sys.executable, "-m", "holdfast", "serve", str(folder), "--listen", "127.0.0.1:0", "--json", *flags]
+    command = [python, "-m", "holdfast", "serve", str(folder), "--listen", "127.0.0.1:0", "--json", *flags]
     with started(command, cores) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 
 from holdfast import __version__
 from holdfast.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Command
@@ -86,7 +87,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         description="Serve ONNX models at the edge, report what is measured, learn where the data is.",
         formatter_class=_lines(argparse.HelpFormatter),
     )
-    parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
+    parser.add_argument("--version", action="version", version=f"holdfast {__version__}{_form()}")
     parser.set_defaults(parser=parser)
     words = [word for word in arguments if not word.startswith("-")]
     found = known_commands(words)
@@ -99,6 +100,11 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         else:
             _add_group(subparsers, name, found)
     return parser
+
+
+def _form() -> str:
+    """Whether this installation was compiled (`runtime/compile_hook.py`): its modules share a library."""
+    return " (compiled)" if find_spec("holdfast__mypyc") else ""
 
 
 def missing_extra(error: BaseException) -> MissingExtraError | None:

@@ -173,7 +173,7 @@ def heads(reader: HeadReader, block: bytes) -> RequestHead | str:
     return head if not head.defect else head.defect
 
 
-def test_varying_literals_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varying_literals_take_the_short_way() -> None:
     encoder, own = hpack.Encoder(), decoder()
     reader = HeadReader(own, 16_384)
 
@@ -187,10 +187,11 @@ def test_varying_literals_take_the_short_way(monkeypatch: pytest.MonkeyPatch) ->
 
     for _ in range(2):  # the first time fills the table, the second teaches the shape
         reader.read(block(0))
-    monkeypatch.setattr(own, "decode", lambda block: pytest.fail("the whole decoder was asked"))
+    known = [shape for alike in reader.shapes.values() for shape in alike]
 
     for number in range(3):
         shape, values = reader.read(block(number))
+        assert any(shape is each for each in known), "the block was decoded again"
         assert (shape.names, values) == (("grpc-timeout", "traceparent"), (b"%dS" % number, b"00-%d" % number))
         assert shape.base.headers["authorization"] == "Bearer the same each time"
         assert shape.base.path == GRPC[2][1]

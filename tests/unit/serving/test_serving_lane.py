@@ -17,6 +17,7 @@ from holdfast.inference.session import ModelSession, ModelSource
 from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
 from holdfast.serving.authorisation import AccessRules, rules_of
+from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.frames import reset
 from holdfast.serving.native.http2_peer import Http2Peer
 
@@ -178,7 +179,7 @@ def test_cancelled_call_gets_no_answer(benches: Benches) -> None:
     bench.peer.receive(writer.call(message_of(1)))
     bench.turn()
 
-    data = writer.call(message_of(1)) + reset(writer.stream_id, 8)  # type: ignore[arg-type]
+    data = writer.call(message_of(1)) + reset(writer.stream_id, ErrorCode.CANCEL)
     bench.peer.receive(data)
 
     assert bench.turn() == b""

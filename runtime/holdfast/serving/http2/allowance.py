@@ -7,11 +7,13 @@ written down until somebody asks for it: an answer must not pay for the accounti
 
 from __future__ import annotations
 
+from typing import Final
+
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode
 from holdfast.serving.http2.limits import Bucket, Http2Limits
 
-TOO_MANY_PINGS = "too_many_pings"  # gRPC clients know the word: they ping half as often from then on (gRFC A8)
-NEVER_S = float("-inf")
+TOO_MANY_PINGS: Final = "too_many_pings"  # gRPC clients know the word: they ping half as often from then on (gRFC A8)
+NEVER_S: Final = float("-inf")
 
 
 class Allowance:

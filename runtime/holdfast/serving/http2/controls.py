@@ -7,6 +7,7 @@ it asks for nothing. Whatever is wrong is raised; `Receiver` says it to the peer
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.allowance import Allowance
@@ -22,7 +23,7 @@ from holdfast.serving.http2.register import StreamRegister
 from holdfast.serving.http2.sender import Sender
 from holdfast.serving.http2.stream import Event, Handler, Kind
 
-DRAIN_PING = b"draining"  # its acknowledgement says that the peer has seen our first GOAWAY (RFC 9113 6.8)
+DRAIN_PING: Final = b"draining"  # its acknowledgement says that the peer has seen our first GOAWAY (RFC 9113 6.8)
 
 
 class ControlFrames:

@@ -9,22 +9,32 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import Final
 
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
-PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x5, 0x6, 0x7, 0x8, 0x9
+DATA: Final = 0x0
+HEADERS: Final = 0x1
+PRIORITY: Final = 0x2
+RST_STREAM: Final = 0x3
+SETTINGS: Final = 0x4
+PUSH_PROMISE: Final = 0x5
+PING: Final = 0x6
+GOAWAY: Final = 0x7
+WINDOW_UPDATE: Final = 0x8
+CONTINUATION: Final = 0x9
 
-END_STREAM = ACK = 0x1
-END_HEADERS = 0x4
-PADDED = 0x8
-PRIORITY_FLAG = 0x20
+END_STREAM: Final = 0x1
+ACK: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+PRIORITY_FLAG: Final = 0x20
 
-_HEADER = struct.Struct(">HBBBI")  # length in 16 + 8 bits, type, flags, stream
-_SETTING = struct.Struct(">HI")
-_TWO = struct.Struct(">II")
+_HEADER: Final = struct.Struct(">HBBBI")  # length in 16 + 8 bits, type, flags, stream
+_SETTING: Final = struct.Struct(">HI")
+_TWO: Final = struct.Struct(">II")
 
 
 class Setting(IntEnum):
@@ -58,7 +68,7 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
     return [(key, value) for key, value in _SETTING.iter_unpack(payload)]
 
 
-SETTINGS_ACK = frame(SETTINGS, ACK, 0)
+SETTINGS_ACK: Final = frame(SETTINGS, ACK, 0)
 
 
 def unpadded(payload: bytes | memoryview) -> bytes | memoryview:

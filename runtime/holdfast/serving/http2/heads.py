@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from holdfast.serving.http2.errors import ConnectionFault
 from holdfast.serving.http2.hpack import ENTRY_OVERHEAD_BYTES, Decoder, Field, HeaderListTooLarge
 from holdfast.serving.http2.limits import MAX_KNOWN_HEADS
 from holdfast.serving.http2.shapes import PSEUDO, RequestHead, Shape, Varied, split
 
-MAX_ALIKE = 8  # shapes of one length: each is compared
-MAX_KNOWN_BLOCK_BYTES = 512  # of a block that is remembered: 64 of them are 32 KiB
+MAX_ALIKE: Final = 8  # shapes of one length: each is compared
+MAX_KNOWN_BLOCK_BYTES: Final = 512  # of a block that is remembered: 64 of them are 32 KiB
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+\Z")  # RFC 9113 8.2.1: no upper case
-_VALUE = re.compile(r"[^\0\r\n]*\Z")  # RFC 9113 8.2.1, but for its ends
-_OF_CONNECTION = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"))
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+\Z")  # RFC 9113 8.2.1: no upper case
+_VALUE: Final = re.compile(r"[^\0\r\n]*\Z")  # RFC 9113 8.2.1, but for its ends
+_OF_CONNECTION: Final = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"))
 
 
 class HeadReader:

@@ -7,16 +7,17 @@ drives a connection against it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-FRAME_HEADER_BYTES = 9
-DEFAULT_WINDOW_BYTES = 65_535  # RFC 9113 6.9.2
-MAX_WINDOW_BYTES = 2**31 - 1
-DEFAULT_FRAME_BYTES = 16_384  # RFC 9113 4.2
-MAX_FRAME_BYTES = 2**24 - 1
-MAX_SENT_FRAME_BYTES = 65_536  # ours, also where the peer would take more: answers of one turn are not held back
-DEFAULT_TABLE_BYTES = 4_096  # RFC 7541 4.2, RFC 9113 6.5.2
-MAX_KNOWN_HEADS = 64  # remembered per connection; one client uses a handful
-OBJECT_BYTES = 2_048  # a stream's own objects, generously
+FRAME_HEADER_BYTES: Final = 9
+DEFAULT_WINDOW_BYTES: Final = 65_535  # RFC 9113 6.9.2
+MAX_WINDOW_BYTES: Final = 2**31 - 1
+DEFAULT_FRAME_BYTES: Final = 16_384  # RFC 9113 4.2
+MAX_FRAME_BYTES: Final = 2**24 - 1
+MAX_SENT_FRAME_BYTES: Final = 65_536  # ours, also where the peer would take more: answers of one turn are not held back
+DEFAULT_TABLE_BYTES: Final = 4_096  # RFC 7541 4.2, RFC 9113 6.5.2
+MAX_KNOWN_HEADS: Final = 64  # remembered per connection; one client uses a handful
+OBJECT_BYTES: Final = 2_048  # a stream's own objects, generously
 
 
 @dataclass(frozen=True, slots=True)

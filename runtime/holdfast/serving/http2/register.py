@@ -6,14 +6,16 @@ long as it cannot know; on any other closed stream that ends the connection. At 
 
 from __future__ import annotations
 
+from typing import Final
+
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.allowance import Allowance
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, Http2Fault, StreamFault
 from holdfast.serving.http2.sender import Sender
 from holdfast.serving.http2.stream import Event, Kind, Stream
 
-MAX_ENDED = 256  # streams that we ended early and the peer may not know of yet (RFC 9113 5.4.2)
-MAX_STREAM_ID = 2**31 - 1
+MAX_ENDED: Final = 256  # streams that we ended early and the peer may not know of yet (RFC 9113 5.4.2)
+MAX_STREAM_ID: Final = 2**31 - 1
 
 
 class StreamRegister:

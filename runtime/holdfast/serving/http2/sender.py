@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from typing import Final
 
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.errors import ConnectionFault, ErrorCode, StreamFault
@@ -19,8 +20,8 @@ from holdfast.serving.http2.limits import (
 )
 from holdfast.serving.http2.stream import Stream
 
-BURST_BYTES = 1_048_576
-TABLE_OF_NOTHING = b"\x20"  # RFC 7541 6.3: a dynamic table size update to 0
+BURST_BYTES: Final = 1_048_576
+TABLE_OF_NOTHING: Final = b"\x20"  # RFC 7541 6.3: a dynamic table size update to 0
 
 
 class AnswerForm:

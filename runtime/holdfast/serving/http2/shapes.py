@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from holdfast.serving.http2 import huffman
 from holdfast.serving.http2.hpack import ENTRY_OVERHEAD_BYTES, STATIC_COUNT
 
-PSEUDO = frozenset((":method", ":scheme", ":authority", ":path"))
+PSEUDO: Final = frozenset((":method", ":scheme", ":authority", ":path"))
 # Fields that change from call to call. None has a meaning for the connection, or for the framing of a message.
-VARYING = frozenset(
+VARYING: Final = frozenset(
     ("baggage", "grpc-timeout", "grpc-trace-bin", "request-id", "traceparent", "tracestate", "x-request-id")
 )
 
-_NAMES_CODED = {
+_NAMES_CODED: Final = {
     bytes((flag | len(coded),)) + coded: name
     for name in VARYING
     for flag, coded in ((0x00, name.encode()), (0x80, huffman.encode(name.encode())))
 }
-_PLAIN = bytes(range(0x21, 0x7F))  # of these no value is bad, wherever they stand
+_PLAIN: Final = bytes(range(0x21, 0x7F))  # of these no value is bad, wherever they stand
 
 # A valid traceparent (W3C Trace Context 3.2) after `_TRACE_KINDS`: hexadecimal digits as "h", dashes as they are.
-TRACEPARENT = "traceparent"
-TRACE_BYTES = 55
-_TRACE_KINDS = bytes(0x68 if chr(n) in "0123456789abcdef" else n if n == 0x2D else 0 for n in range(256))
-_TRACE_FORM = b"-".join(b"h" * count for count in (2, 32, 16, 2))
+TRACEPARENT: Final = "traceparent"
+TRACE_BYTES: Final = 55
+_TRACE_KINDS: Final = bytes(0x68 if chr(n) in "0123456789abcdef" else n if n == 0x2D else 0 for n in range(256))
+_TRACE_FORM: Final = b"-".join(b"h" * count for count in (2, 32, 16, 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from holdfast.serving import grpc_wire
 from holdfast.serving.grpc_wire import GrpcFault, timeout_s
@@ -13,12 +14,12 @@ from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.rpc import is_traceparent
 
-MAX_TIMEOUTS = 256  # that are remembered
+MAX_TIMEOUTS: Final = 256  # that are remembered
 
-TIMEOUT = "grpc-timeout"
-_TRACE_PREFIX = encode(((TRACEPARENT, "0" * TRACE_BYTES),))[:-TRACE_BYTES]
-PLAIN = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS)
-TRACED = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS + _TRACE_PREFIX, TRACE_BYTES)
+TIMEOUT: Final = "grpc-timeout"
+_TRACE_PREFIX: Final = encode(((TRACEPARENT, "0" * TRACE_BYTES),))[:-TRACE_BYTES]
+PLAIN: Final = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS)
+TRACED: Final = AnswerForm(grpc_wire.HEAD, grpc_wire.OK_TRAILERS + _TRACE_PREFIX, TRACE_BYTES)
 
 
 class Note:

@@ -15,6 +15,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -26,16 +27,24 @@ from holdfast.serving.datatypes import DTYPE_OF, checked_shape, datatype_of
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
 from holdfast.serving.parameters import InferCall, OutputForm
 
-MAX_LAYOUTS = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once
-MAX_ALIKE = 8  # layouts of the same length that begin alike
-MAX_DECLARED_BYTES = 1_024  # of a declaration that is remembered
-MAX_HEAD_BYTES = 4_096  # of a large message that are looked at: name, id and declarations
-FAST_DATATYPES = frozenset(DTYPE_OF) - {"BYTES", "BOOL"}  # BYTES has lengths inside, BOOL bytes that may be wrong
+MAX_LAYOUTS: Final = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once
+MAX_ALIKE: Final = 8  # layouts of the same length that begin alike
+MAX_DECLARED_BYTES: Final = 1_024  # of a declaration that is remembered
+MAX_HEAD_BYTES: Final = 4_096  # of a large message that are looked at: name, id and declarations
+FAST_DATATYPES: Final = frozenset(DTYPE_OF) - {
+    "BYTES",
+    "BOOL",
+}  # BYTES has lengths inside, BOOL bytes that may be wrong
 
 # Tags: field number << 3 | wire type 2 (ModelInferRequest 1, 2, 3, 5, 6, 7; ModelInferResponse 1, 2, 3, 5, 6).
-_NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW = 0x0A, 0x12, 0x1A, 0x2A, 0x32, 0x3A
+_NAME: Final = 0x0A
+_VERSION: Final = 0x12
+_ID: Final = 0x1A
+_INPUT: Final = 0x2A
+_OUTPUT: Final = 0x32
+_RAW: Final = 0x3A
 
-_PLAIN = OutputForm()
+_PLAIN: Final = OutputForm()
 
 
 @dataclass(frozen=True, slots=True)

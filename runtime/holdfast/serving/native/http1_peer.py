@@ -24,9 +24,9 @@ from holdfast.serving.native.http_answers import with_numbers
 from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
+from holdfast.serving.native.lane import Caller
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import BINARY_TYPE, CLOSE, HEADER_LENGTH_NAME, HttpResponse, failure, header_length_of
-from holdfast.serving.shared_memory import SharedMemory
 
 MAX_AHEAD_BYTES = 65_536  # of pipelined requests: beyond that the socket is not read
 MAX_OUT_BYTES = 262_144  # of answers before they are written: pipelined questions are shorter than their answers
@@ -45,10 +45,11 @@ class ReadableLink(Link, Protocol):
         """Read again."""
 
 
-class Http1Peer:
+class Http1Peer(Caller):
     """Requests out of a parser, into the routes; their answers, onto the wire."""
 
     def __init__(self, backend: Backend, link: ReadableLink, facts: PeerFacts, now_s: float) -> None:
+        super().__init__(None, now_s)  # shared memory is not for the lane here
         self._backend = backend
         self._link = link
         self._facts = facts
@@ -60,8 +61,6 @@ class Http1Peer:
         self._is_held = self._is_paused = False
         self._head, self._trace, self._body = _NO_HEAD, b"", b""  # of the request under way
         self._inference: Inference | None = None  # under way
-        self.seen_s = now_s
-        self.regions: SharedMemory | None = None  # not for the lane
         self._room: Reservation | None = None  # for the large body that is being read
 
     def receive(self, data: bytes) -> None:
@@ -250,7 +249,7 @@ class Http1Peer:
             parts = parts[1:]
         self._out += parts
 
-    def fail(self, stream: Stream, error: BaseException) -> None:
+    def fail(self, stream: Stream | None, error: BaseException) -> None:
         """The request under way with what went wrong."""
         self._respond(self._backend.routes.finished(failure(error), self._head.headers_with(self._trace)))
 

@@ -29,6 +29,7 @@ from holdfast.serving.native.codec import Layout
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
+from holdfast.serving.native.lane import Caller
 from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
 from holdfast.serving.native.replies import Replies
 from holdfast.serving.parameters import InferCall
@@ -48,18 +49,18 @@ class Link(Protocol):
         """Close when everything is sent."""
 
 
-class Http2Peer:
+class Http2Peer(Caller):
     """Events of one machine, into calls; their answers, into the machine."""
 
     def __init__(self, backend: Backend, link: Link, facts: PeerFacts, now_s: float) -> None:
+        super().__init__(backend.rpc.regions_for(is_local=facts.is_local, is_admin=facts.is_admin), now_s)
         self._backend = backend
         self._link = link
         self._facts = facts
         self.machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
-        self.regions = backend.rpc.regions_for(is_local=facts.is_local, is_admin=facts.is_admin)
         self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
         self._replies = Replies(self.machine, lambda: backend.tick.touch(self))
-        self.seen_s = self._sent_s = self._framed_s = now_s
+        self._sent_s = self._framed_s = now_s
         self._is_draining = self._has_eof = False
 
     def receive(self, data: bytes) -> None:

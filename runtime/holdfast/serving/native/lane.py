@@ -10,8 +10,9 @@ cut out of the octets, joined, run and cut apart together they cost 5.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -26,22 +27,26 @@ from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory
 
-MAX_FORMS = 256  # of answers, that are remembered
+MAX_FORMS: Final = 256  # of answers, that are remembered
 
 
-class Caller(Protocol):
-    """A connection that calls came by."""
+class Caller(ABC):
+    """A connection that calls came by. `seen_s`: when the turn's octets came. `regions`: that it may use."""
 
-    seen_s: float  # when the turn's octets came
-    regions: SharedMemory | None  # that it may use
+    def __init__(self, regions: SharedMemory | None, now_s: float) -> None:
+        self.regions = regions
+        self.seen_s = now_s
 
+    @abstractmethod
     def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
         """Take a call the whole way."""
 
+    @abstractmethod
     def answer(self, stream: Stream, note: Note, layout: Layout | None, parts: tuple[bytes, ...], size: int) -> None:
         """Answer a call, of a layout if it has one, with a whole message of `size` octets."""
 
-    def fail(self, stream: Stream, error: BaseException) -> None:
+    @abstractmethod
+    def fail(self, stream: Stream | None, error: BaseException) -> None:
         """Answer a call with what went wrong."""
 
 
@@ -132,16 +137,16 @@ class Lane:
 
     def _grouped(self, calls: list[Call]) -> tuple[list[_Group], list[Call]]:
         """Calls that may run now, by the run they share; and the others."""
-        now_s, match, allowed_s = self._clock.monotonic_s(), self._codec.match, self._timeouts.allowed_s
+        now_s, codec, timeouts = self._clock.monotonic_s(), self._codec, self._timeouts
         left_s, limit_s = self._quick.turn_s, self._quick.inline_limit_s
         groups: list[_Group] = []
         left: list[Call] = []
         open_of: dict[RequestKind, _Group | None] = {}
         for call in calls:
             peer, stream, body, note = call
-            found = match(body, len(body)) if note.http is None else note.http.match(body, len(body))
+            found = codec.match(body, len(body)) if note.http is None else note.http.match(body, len(body))
             came_s = peer.seen_s
-            if found is None or came_s + allowed_s(stream, note) <= now_s:
+            if found is None or came_s + timeouts.allowed_s(stream, note) <= now_s:
                 left.append(call)
                 continue
             layout, request_id = found
