@@ -293,7 +293,7 @@ def _reflect_v1alpha(data: bytes) -> bytes:
 
 
 def _unregister_cuda(data: bytes) -> bytes:
-    """All of none: no such region was ever registered. Triton's clients begin with this, whatever they do next."""
+    """All of none: no such region was ever registered. Triton's clients begin with this (decision 0015)."""
     if data:  # it names a region
         raise UnsupportedError(f"{_CUDA} is not offered by this server")
     return b""

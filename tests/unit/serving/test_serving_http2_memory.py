@@ -5,8 +5,17 @@ from __future__ import annotations
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import pytest
+from tests.fakes import served_models as models
 from tests.fakes.http2_server import FORM, SMALL, answer, opened, sent
+from tests.fakes.native_bench import NativeBench, Writer
 
+from holdfast.inference.pool import ModelPool
+from holdfast.inference.prepare import prepare_session
+from holdfast.inference.session import ModelSource
+from holdfast.inference.tensors import TensorRequest
+from holdfast.serving import oip
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.errors import ErrorCode
@@ -14,6 +23,7 @@ from holdfast.serving.http2.frames import frame
 from holdfast.serving.http2.limits import MAX_SENT_FRAME_BYTES, Http2Limits
 from holdfast.serving.http2.stream import Stream
 
+PING = frames.ping(b"12345678", ack=False)
 NO_WINDOW = frame(frames.SETTINGS, 0, 0, b"\0\4\0\0\0\0")
 CALM = ErrorCode.ENHANCE_YOUR_CALM
 README = Path(__file__).parents[3] / "runtime" / "README.md"
@@ -55,6 +65,65 @@ def test_refused_answers_leave_room_for_later_ones() -> None:
     answer(server, stream, bytes(900))
 
     assert set(server.streams) == {7}
+
+
+@pytest.mark.parametrize(
+    "makes_room",
+    [
+        frames.window_update(0, 1),
+        frames.window_update(1, 1),
+        frame(frames.SETTINGS, 0, 0, b"\0\4\0\0\0\1"),
+        frame(frames.RST_STREAM, 0, 1, b"\0\0\0\10"),
+    ],
+    ids=["window", "window_of_a_stream", "settings", "reset"],
+)
+def test_connection_is_full_from_the_first_refused_answer_until_there_is_room(makes_room: bytes) -> None:
+    server = opened(Http2Limits(max_unsent_bytes=1_000))
+    server.receive(NO_WINDOW, 0.0)
+    first, second = asked(server, 2)
+    answer(server, first, bytes(900))
+    assert not server.is_full
+
+    answer(server, second, bytes(900))
+
+    assert server.is_full
+    server.receive(PING, 0.0)
+    assert server.is_full
+    server.receive(makes_room, 0.0)
+    assert not server.is_full
+
+
+def test_connection_is_not_full_any_more_when_what_waited_is_sent() -> None:
+    server = opened(Http2Limits(max_unsent_bytes=1_000))
+    first, second = asked(server, 2)
+    server.pause()
+    for stream in (first, second):
+        answer(server, stream, bytes(900))
+    assert server.is_full
+
+    server.resume()
+    server.take()
+
+    assert not server.is_full
+
+
+def test_at_most_one_run_is_for_nothing_where_answers_are_not_taken() -> None:
+    pool = ModelPool()
+    pool.swap("m", "1", prepare_session(ModelSource(models.scale(2.0))))
+    bench, writer = NativeBench(pool), Writer()
+    request = oip.encode_request(TensorRequest("m", "", "", {"x": np.ones((1, 4), dtype=np.float32)}))
+    bench.peer.receive(NO_WINDOW)
+    bench.peer.machine._sender._max_unsent_bytes = 100
+
+    said = []
+    for _ in range(4):
+        bench.peer.receive(writer.call(request))
+        said.append(bench.turn())
+    bench.close()
+
+    assert [event.outcome for event in bench.tap.events].count("ok") == 2
+    assert resets(said[1]) == [3]
+    assert all(b"answers to this connection are not taken; read them first" in data for data in said[2:])
 
 
 def test_one_answer_may_wait_however_large_it_is() -> None:

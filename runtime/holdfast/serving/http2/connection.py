@@ -139,6 +139,16 @@ class Http2Connection:
         return self._sender.unsent_bytes
 
     @property
+    def is_full(self) -> bool:
+        """Whether too much waits for the peer to run anything more for it.
+
+        Whether one answer will find room is not known before its run: the sizes of outputs may depend on the data, and
+        what the peer takes meanwhile is the peer's. So one run may be for nothing; from then on, until the peer has
+        made room, the next would be too.
+        """
+        return self._sender.has_refused or self._sender.unsent_bytes > self.limits.max_unsent_bytes
+
+    @property
     def is_blocked(self) -> bool:
         """Whether what waits, waits for windows that the peer has to open."""
         return self._sender.unsent_bytes > 0 and not self._sender.is_paused
@@ -182,6 +192,7 @@ class Http2Connection:
         code = ErrorCode.ENHANCE_YOUR_CALM
         self.faults.append(StreamFault(stream.id, code, "answers are not taken"))
         self._register.abandon(stream, code)
+        self._sender.has_refused = True
 
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault

@@ -56,6 +56,7 @@ class Sender:
         self._has_table = True  # as far as the peer knows: we index nothing, but a block has to say so
         self._owed = b""  # before the next block
         self.unsent_bytes = 0  # in queues, behind windows or a pause
+        self.has_refused = False  # an answer found no room, and the peer has made none since
         self.update_credit = 0  # WINDOW_UPDATEs that what we sent explains
         self.out: list[bytes | memoryview] = []
         self.ended: list[Stream] = []  # said their last word in a queue's turn; the connection takes them off here
@@ -138,11 +139,13 @@ class Sender:
         """The stream is gone: so is what it still had to say."""
         if stream.queue:
             self.unsent_bytes -= sum(len(data) for data, _, _ in stream.queue)
+            self.has_refused = False
             stream.queue.clear()
         self._waiting.pop(stream.id, None)
 
     def add_window(self, stream: Stream | None, increment: int) -> None:
         """A WINDOW_UPDATE (RFC 9113 6.9.1) for a stream, or for the connection."""
+        self.has_refused = False
         if stream is None:
             if self.window + increment > MAX_WINDOW_BYTES:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a connection window above 2^31-1")
@@ -159,6 +162,7 @@ class Sender:
 
     def set_initial_window(self, size: int, streams: dict[int, Stream]) -> None:
         """RFC 9113 6.9.2: open streams change by the difference, and may go below zero."""
+        self.has_refused = False
         difference = size - self.initial_window
         self.initial_window = size
         for stream in streams.values():
@@ -182,6 +186,7 @@ class Sender:
         self.window -= size
         stream.send_window -= size
         self.unsent_bytes -= size
+        self.has_refused = False
         self.update_credit += 2
         if size < len(data):
             queue[0] = (data[size:], False, end)

@@ -67,7 +67,7 @@ class Http2Peer(Caller):
         """Bytes from the peer."""
         backend, machine, whole = self._backend, self.machine, Kind.WHOLE
         now_s = self.seen_s = backend.clock.monotonic_s()
-        calls = backend.lane.calls if machine.unsent_bytes <= backend.options.http2.max_unsent_bytes else None
+        calls = backend.lane.calls if not machine.is_full else None
         max_bytes = backend.options.max_message_bytes + PREFIX_BYTES
         for kind, stream, piece in machine.receive(data, now_s):
             if kind is whole and calls is not None and type(piece) is bytes and len(piece) <= max_bytes:
@@ -206,7 +206,7 @@ class Http2Peer(Caller):
 
     def _begin(self, stream: Stream) -> Owner | None:
         options, now_s = self._backend.options, self.seen_s
-        if self.machine.unsent_bytes > options.http2.max_unsent_bytes:
+        if self.machine.is_full:
             raise OverloadedError("answers to this connection are not taken; read them first")
         if not is_grpc(stream.head.headers.get("content-type")):
             owner: Owner = Gather(
