@@ -105,7 +105,11 @@ def unlike_written() -> list[bytes]:
     odd += [b"[1,2,3,4,5,6,7,1e40]", b"[1,2,3,4,5,6,7,1e400]", b"[1,2,3,4,5,6,7,NaN]", b"[01,2,3,4,5,6,7,8]", b"[1 2]"]
     odd += [b"[1,2,3,4,5,6,7,true]", b'[1,2,3,4,5,6,7,"8"]', b"7", b"[]", b"[-]", b"[,]", b'{"data":[1]}', b"[1,2]]"]
     odd += [b"[1,2,3,4,5,6,7,8" + b"0" * 5_000 + b"]", b"[3e38,3e38,3e38,3e38,-3e38,3e38,3e38,3e38]"]
-    made = [written(each, id="odd") for each in odd]
+    hidden = (
+        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":  [1,2,3,4]}],"parameters":{"data":[5,6,7,8]}}'
+    )
+    made = [written(each, id="odd") for each in (eight, *odd)]
+    made += [b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(hidden), hidden)]
     made += [
         written(eight, parameters={"data": [1, 2]}),
         written(eight, id="x", parameters={"id": "y"}),
@@ -150,9 +154,15 @@ def unlike() -> list[bytes]:
     raw = x.tobytes()
     tensor = json.dumps(tensor_of("x", x, "FP32"))
     binary = '"parameters":{"binary_data_output":true}'
+    a, b = {"name": "a", "datatype": "INT64", "shape": [2], "data": [1, 2]}, tensor_of("b", np.arange(2), "INT64")
     return [
-        framed(f'{{"id":"a","inputs":[{tensor}],{binary},"id":"b"}}'.encode(), raw),
-        framed(f'{{"id":"c","inputs":[{tensor}],{binary},"\\u0069d":"d"}}'.encode(), raw),
+        *(framed(f'{{"id":"{name}","inputs":[{tensor}],{binary},"id":"b"}}'.encode(), raw) for name in "ba"),
+        *(framed(f'{{"id":"{name}","inputs":[{tensor}],{binary},"\\u0069d":"d"}}'.encode(), raw) for name in "dc"),
+        *(
+            framed(f'{{"id":"{name}","inputs":[{tensor}],{binary}}}'.encode(), raw)
+            for name in ("a", "abcdef", "\\u0041")
+        ),
+        framed(json.dumps({"inputs": [a, b], "parameters": BOTH}).encode(), np.arange(2).tobytes(), path="two"),
         framed(f'{{"inputs":[{tensor}],{binary},"id":"last"}}'.encode(), raw),
         framed(f'{{"id":7,"inputs":[{tensor}],{binary}}}'.encode(), raw),
         framed(f'{{"id":"\\n\\"","inputs":[{tensor}],{binary}}}'.encode(), raw),
@@ -182,6 +192,7 @@ def unlike() -> list[bytes]:
         framed(b"", raw),
         framed(b"", raw, length=9_999),
         framed(b"{}", raw, length=-1),  # type: ignore[arg-type]
+        asked(x),
         asked(x, path="nobody"),
         asked(x, path="m/versions/7"),
         asked(x, path="m/versions/1"),

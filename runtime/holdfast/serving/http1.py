@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
-from holdfast.serving.http1_heads import END, MAX_KNOWN_BYTES, Head, KnownHeads
+from holdfast.serving.http1_heads import END, MAX_KNOWN_BYTES, Head, KnownHeads, Varied
 
 MAX_LINE_BYTES = 8_192
 MAX_HEADERS = 100
@@ -47,7 +47,7 @@ class HttpLimits:
 class HttpRequest:
     """One request. `path` is without the query; header names are lower case. Heads are shared: do not change one.
 
-    head, trace: what it shares with others, and the traceparent that varies, if one does.
+    head, varied: what it shares with others, and what not.
     """
 
     method: str
@@ -56,7 +56,7 @@ class HttpRequest:
     body: bytes
     keep_alive: bool
     head: Head = field(compare=False, repr=False)
-    trace: bytes = field(default=b"", compare=False, repr=False)
+    varied: Varied = field(compare=False, repr=False)
 
 
 class Phase(Enum):
@@ -78,7 +78,7 @@ class HttpParser:
         self._limits = limits
         self._memoise = memoise
         self._buffer = bytearray()
-        self._known = KnownHeads()
+        self._known = KnownHeads(limits.max_body_bytes)
         self._steps = self._requests()
         self.phase = Phase.IDLE
         self.owes_continue = False  # the peer waits for "100 Continue"; whoever sends it resets this
@@ -109,8 +109,8 @@ class HttpParser:
         """Whether nothing was fed that is not part of a request that was returned."""
         return not self._buffer and self.phase is Phase.IDLE
 
-    def whole(self, data: bytes) -> tuple[Head, bytes, bytes] | None:
-        """Head, varying traceparent and body of the request that `data` is, no more and no less.
+    def whole(self, data: bytes) -> tuple[Head, Varied, bytes] | None:
+        """Head and body of the request that `data` is, no more and no less.
 
         None: it is something else, its head did not come before, or there is more to do about it; then feed it.
         """
@@ -120,10 +120,10 @@ class HttpParser:
         found = self._known.find(data[:end])
         if found is None:
             return None
-        head, trace = found
-        if len(data) != end + head.size or head.coding != "identity":
+        head, varied = found
+        if len(data) != end + varied[1] or head.coding != "identity":
             return None
-        return head, trace, data[end:]
+        return head, varied, data[end:]
 
     def _repeated(self) -> HttpRequest | None:
         """A whole request behind a head that was read before."""
@@ -134,17 +134,17 @@ class HttpParser:
         found = self._known.find(bytes(self._buffer[:end]))
         if found is None:
             return None
-        head, trace = found
-        if len(self._buffer) < end + head.size:
+        head, varied = found
+        if len(self._buffer) < end + varied[1]:
             return None
-        body = bytes(memoryview(self._buffer)[end : end + head.size])
-        del self._buffer[: end + head.size]
-        return self._request(head, trace, body)
+        body = bytes(memoryview(self._buffer)[end : end + varied[1]])
+        del self._buffer[: end + varied[1]]
+        return self._request(head, varied, body)
 
-    def _request(self, head: Head, trace: bytes, body: bytes) -> HttpRequest:
-        headers = head.headers_with(trace)
+    def _request(self, head: Head, varied: Varied, body: bytes) -> HttpRequest:
+        headers = head.headers_with(varied)
         return HttpRequest(
-            head.method, head.path, headers, self._decoded(body, head.coding), head.keep_alive, head, trace
+            head.method, head.path, headers, self._decoded(body, head.coding), head.keep_alive, head, varied
         )
 
     def _requests(self) -> _Steps[None]:
@@ -158,9 +158,9 @@ class HttpParser:
             head = yield from self._head()
             self.phase = Phase.BODY
             if raw:
-                self._known.remember(raw, head, self._limits.max_body_bytes)
+                self._known.remember(raw, head)
             body = yield from self._body(head.headers)
-            request = self._request(head, b"", body)
+            request = self._request(head, head.first, body)
             self.phase, self.wanted_bytes = Phase.IDLE, 0
             yield request
 

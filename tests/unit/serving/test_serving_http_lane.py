@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from tests.fakes import served_models as models
-from tests.fakes.http_bench import HttpBench, asked, framed, plain, plain_written, rows, unlike, unlike_written
+from tests.fakes.http_bench import (
+    BOTH,
+    HttpBench,
+    asked,
+    framed,
+    plain,
+    plain_written,
+    rows,
+    unlike,
+    unlike_written,
+    written,
+)
 from tests.fakes.native_bench import Writer
 
 from holdfast.inference.prepare import prepare_session
@@ -77,6 +88,26 @@ def test_plain_requests_take_the_lane(benches: Benches, monkeypatch: pytest.Monk
             assert OK in bench.said(request)
             cut = request.index(b"\r\n\r\n") + 6  # as libraries send: the head, then the body
             assert OK in bench.said(request[:cut], request[cut:])
+
+
+@pytest.mark.parametrize("terms", [{"timeout": 9_000_000}, {"priority": 1}])
+def test_requests_with_terms_go_to_the_queue(benches: Benches, terms: dict[str, int]) -> None:
+    bench, seen = benches[0], []
+    bench.front.tick.add, add = lambda pending: (seen.append(pending), add(pending)), bench.front.tick.add  # type: ignore[method-assign]
+
+    for _ in range(2):
+        assert OK in bench.said(asked(rows(1), parameters={**BOTH, **terms}))
+        assert OK in bench.said(written([[1, 2, 3, 4]], shape=(1, 4), parameters=terms))
+
+    assert len(seen) == 4
+
+
+def test_wrong_numbers_spoil_nothing_for_right_ones(benches: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = benches[0]
+    assert b"HTTP/1.1 400" in bench.said(written([1, 2], shape=(1, 4)))
+    monkeypatch.setattr(HttpExchange, "start", lambda *_: pytest.fail("a plain request went the whole way"))
+
+    assert OK in bench.said(written([1, 2, 3, 4], shape=(1, 4)))
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,7 @@ from typing import Protocol
 from holdfast.errors import HoldfastError, RequestError
 from holdfast.serving import compression
 from holdfast.serving.http1 import LARGE_BYTES, HttpError, HttpParser, Phase
-from holdfast.serving.http1_heads import END, Head
+from holdfast.serving.http1_heads import END, Head, Varied
 from holdfast.serving.http2.shapes import RequestHead, Shape
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
@@ -59,7 +59,7 @@ class Http1Peer(Caller):
         self._phase, self._phase_s = Phase.IDLE, now_s
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
         self._is_held = self._is_paused = False
-        self._head, self._trace, self._body = _NO_HEAD, b"", b""  # of the request under way
+        self._head, self._varied, self._body = _NO_HEAD, _NO_HEAD.first, b""  # of the request under way
         self._inference: Inference | None = None  # under way
         self._room: Reservation | None = None  # for the large body that is being read
 
@@ -154,7 +154,7 @@ class Http1Peer(Caller):
                 self._claim()
                 return
             self._give_back()
-            self._begin(request.head, request.trace, request.body)
+            self._begin(request.head, request.varied, request.body)
         self._note_phase()
 
     @property
@@ -186,12 +186,12 @@ class Http1Peer(Caller):
             self._phase = self._parser.phase
             self._phase_s = self._backend.clock.monotonic_s()
 
-    def _begin(self, head: Head, trace: bytes, body: bytes) -> None:
+    def _begin(self, head: Head, varied: Varied, body: bytes) -> None:
         """Hand a request to the lane if it is a plain one, else take it the whole way."""
         self._is_busy = True
-        self._head, self._trace, self._body = head, trace, body
+        self._head, self._varied, self._body = head, varied, body
         note: Note = head.note or self._noted(head)  # type: ignore[assignment]  # ours alone
-        contents = None if note.http is None else note.http.contents(body)
+        contents = note.http.contents(body) if note.http is not None and len(body) <= LANE_BYTES else None
         if contents is None:
             self.infer(_STREAM, body)
             return
@@ -204,8 +204,8 @@ class Http1Peer(Caller):
         backend = self._backend
         http: HttpCalls | None = None
         target = backend.routes.infer_target(head.method, head.path)
-        is_small = 0 < head.size <= LANE_BYTES and head.coding == "identity"
-        if target is not None and is_small and backend.options.memoise:
+        is_lasting = head.first[1] >= 0 and head.coding == "identity"
+        if target is not None and is_lasting and backend.options.memoise:
             try:
                 json_bytes = header_length_of(head.headers)
             except RequestError:
@@ -220,7 +220,7 @@ class Http1Peer(Caller):
     def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
         """The request under way, whatever it is, through decoder, queue, run and encoder."""
         head, backend = self._head, self._backend
-        headers = head.headers_with(self._trace)
+        headers = head.headers_with(self._varied)
         exchange = HttpExchange(backend, self._facts, head.method, head.path, headers, self._respond)
         self._inference = exchange.start(self._body)
 
@@ -235,7 +235,7 @@ class Http1Peer(Caller):
                 self.fail(stream, error)
                 return
             parts, size = (first + END + body,), len(first) + len(END) + len(body)
-        head, trace = self._head, self._trace or self._head.trace
+        head, trace = self._head, self._varied[0] or self._head.trace
         may_shrink = size >= compression.MIN_BYTES and "accept-encoding" in head.headers
         if may_shrink or self._is_over or self._is_draining or not head.keep_alive:
             self._respond(self._response(parts))
@@ -251,7 +251,7 @@ class Http1Peer(Caller):
 
     def fail(self, stream: Stream | None, error: BaseException) -> None:
         """The request under way with what went wrong."""
-        self._respond(self._backend.routes.finished(failure(error), self._head.headers_with(self._trace)))
+        self._respond(self._backend.routes.finished(failure(error), self._head.headers_with(self._varied)))
 
     def _response(self, parts: tuple[bytes, ...]) -> HttpResponse:
         """An answer of the lane as the whole way makes it."""
@@ -261,7 +261,7 @@ class Http1Peer(Caller):
         response = (
             HttpResponse(200, body, BINARY_TYPE, {HEADER_LENGTH_NAME: value}) if is_binary else HttpResponse(200, body)
         )
-        return self._backend.routes.finished(response, self._head.headers_with(self._trace))
+        return self._backend.routes.finished(response, self._head.headers_with(self._varied))
 
     def _respond(self, response: HttpResponse) -> None:
         self._is_busy, self._body = False, b""

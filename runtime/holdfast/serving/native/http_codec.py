@@ -8,7 +8,6 @@ request. Nothing of the tensors is remembered: the same bytes twice are run twic
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -92,15 +91,18 @@ class HttpCodec:
         _, _, size, id_bytes, start, rest = key
         if len(rest) + id_bytes > MAX_JSON_BYTES:
             return None
-        layout = None
+        is_json, layout = size == _ANY_SIZE, None
         if b'"id"' not in rest and b"\\" not in rest:  # else its id may be another one, and its data
-            with contextlib.suppress(HoldfastError):  # the whole decoder says why
+            try:
                 call = oip_json.decode_infer(data, asked.json_bytes or None, asked.model, asked.version)
-                is_read = size != _ANY_SIZE or len(call.request.inputs) == rest.count(b"\0") == data.count(b'"data"')
+            except HoldfastError:  # the whole decoder says why
+                if is_json:
+                    return None  # the next numbers may be right
+            else:
+                is_read = not is_json or len(call.request.inputs) == rest.count(b"\0") == data.count(b'"data"')
                 if is_read and call.request.request_id == text:
-                    split = asked.json_bytes if size != _ANY_SIZE else 0
-                    octets = len(data) - split if size != _ANY_SIZE else None
-                    layout = self._layout(call, octets, split, (start, start + id_bytes))
+                    octets = None if is_json else size - asked.json_bytes
+                    layout = self._layout(call, octets, asked.json_bytes, (start, start + id_bytes))
         if len(self._layouts) >= MAX_LAYOUTS:
             self._layouts.clear()
         self._layouts[key] = layout
