@@ -230,7 +230,7 @@ class Server:
             memoise=options.memoise,
         )
         self._native = NativeFront(self._calls(), self._clock, bounds, make_loop)
-        self._native.start(listeners, self._schedule(self._native.tick.post))
+        self._native.start(listeners, self._schedule(self._native.tick.post_run))
 
     def _calls(self) -> Calls:
         return Calls(self._table, self._routes, self._service)

@@ -23,6 +23,9 @@ class Loop:
     def call_soon(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
 
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
     def turn(self) -> None:
         callbacks, self.callbacks = self.callbacks, []
         for callback in callbacks:
@@ -133,3 +136,25 @@ def test_connection_that_is_gone_is_not_kept() -> None:
     tick.forget(connection)
 
     assert not tick.begin_read(connection)
+
+
+def test_what_a_run_elsewhere_answered_leaves_in_the_turn_in_which_it_is_told() -> None:
+    loop, tick = ticking()
+    connection = Connection(tick)
+
+    tick.post_run(lambda: tick.touch(connection))
+    loop.turn()
+
+    assert connection.flushed == 1
+    assert loop.callbacks == []
+
+
+def test_run_that_ends_while_others_wait_for_the_next_turn_leaves_with_them() -> None:
+    loop, tick = ticking()
+    first, second = Connection(tick), Connection(tick)
+
+    tick.post_run(lambda: tick.touch(second))
+    first.read()
+    loop.turn()
+
+    assert (first.flushed, second.flushed) == (1, 1)

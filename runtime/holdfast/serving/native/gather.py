@@ -17,6 +17,7 @@ from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.budget import Budget, Reservation
 
+PLACE_BYTES = 65_536  # smaller messages are gathered as they come
 HEAD_BYTES = 4_096  # of a message, shown to whoever says what of it is to be aligned
 
 
@@ -91,11 +92,18 @@ class Gather:
         if total > self._machine.limits.stream_window_bytes:
             head = bytes(begin[:HEAD_BYTES])
             self._reservation = self._budget.reserve(total, lambda: self._granted(total, head))
+        elif total > PLACE_BYTES and self._is_grpc:
+            self._put(total, bytes(begin[:HEAD_BYTES]))
 
     def _granted(self, total: int, head: bytes) -> None:
         """There is memory for the whole."""
         self._machine.grant(self._stream, total - self._machine.limits.stream_window_bytes)
-        if self._is_grpc and len(self._buffer) <= total:
+        if self._is_grpc:
+            self._put(total, head)
+
+    def _put(self, total: int, head: bytes) -> None:
+        """Give the body its place. Not if it is longer than announced, which whoever takes it will say."""
+        if len(self._buffer) <= total:
             place = self._budget.buffers.take(total, self._align(head, total))
             place[: len(self._buffer)] = self._buffer
             self._stream.place, self._stream.filled = place, len(self._buffer)

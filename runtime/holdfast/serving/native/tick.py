@@ -1,14 +1,16 @@
 """What arrives in one turn of the loop goes to the scheduler together, and leaves each connection in one write.
 
-Rules: everything here happens on the loop's thread; `post` alone may be called from others. A connection that had the
-last turns to itself waits for nobody: what it sent is answered at once when it was read. The next turn of the loop,
-where all others are answered, costs a look at every socket before it begins.
+Rules: everything here happens on the loop's thread; `post` and `post_run` alone may be called from others. A
+connection that had the last turns to itself waits for nobody: what it sent is answered at once when it was read; and so
+is what a run on another thread answered. The next turn of the loop, where all others are answered, costs a look at
+every socket before it begins.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from holdfast.errors import AbandonedError
@@ -88,6 +90,20 @@ class Tick:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+
+    def post_run(self, callback: Callable[[], None]) -> None:
+        """As `post`, for the end of a run: what it leads to is done at once, because runs rarely end together."""
+        self.post(partial(self._finish, callback))
+
+    def _finish(self, callback: Callable[[], None]) -> None:
+        if self._is_set:
+            callback()
+            return
+        self._is_set = True
+        try:
+            callback()
+        finally:
+            self._run()
 
     def _set(self) -> None:
         self._is_set = True
