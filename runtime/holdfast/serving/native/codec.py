@@ -85,8 +85,16 @@ class Fit:
 
 
 AnswerParts = tuple[int, tuple[bytes, ...]]  # octets of the framed message; what stands before the id, and each raw
-# a model, its version, and its outputs: name, dtype, shape of a row
-AnswerForm = tuple[str, str, tuple[tuple[str, np.dtype[np.generic], tuple[int, ...]], ...]]
+OutputKinds = tuple[tuple[str, np.dtype[np.generic], tuple[int, ...]], ...]  # name, dtype, shape of a row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputsForm:
+    """A model version and its outputs. There is one object of each: by that they are compared."""
+
+    model: str
+    version: str
+    outputs: OutputKinds
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +118,7 @@ class Layout:
     middle: bytes
     raws: tuple[tuple[int, int], ...]
     between: tuple[tuple[int, bytes], ...]
-    answer: tuple[AnswerForm, AnswerParts] | None = None
+    answer: tuple[OutputsForm, AnswerParts] | None = None
     wants_json: bool = False
     fit: Fit | None = None
 

@@ -14,7 +14,7 @@ import numpy as np
 from holdfast.inference.tensors import Array, TensorResponse
 from holdfast.serving import oip_json
 from holdfast.serving.datatypes import datatype_of
-from holdfast.serving.native.codec import AnswerForm, AnswerParts
+from holdfast.serving.native.codec import AnswerParts, OutputsForm
 from holdfast.serving.parameters import OutputForm
 from holdfast.serving.routes import HttpResponse, infer_answer
 
@@ -57,14 +57,14 @@ def json_parts(model: str, version: str, outputs: Mapping[str, Array], id_bytes:
     return 0, (text[:begin].encode(), *(piece + _KEY for piece in pieces[:-1]))
 
 
-def with_numbers(form: AnswerForm, parts: tuple[bytes, ...]) -> tuple[bytes, bytes]:
+def with_numbers(form: OutputsForm, parts: tuple[bytes, ...]) -> tuple[bytes, bytes]:
     """Head and body of an answer whose tensors go out as JSON; `parts` as of `json_parts`, a tensor after each.
 
     Raises:
         InvalidTensorError: a tensor holds what JSON cannot carry.
     """
     written = [parts[0], parts[1]]
-    for place, (name, dtype, _) in enumerate(form[2]):
+    for place, (name, dtype, _) in enumerate(form.outputs):
         written += (parts[2 + 2 * place], _numbers(name, np.frombuffer(parts[3 + 2 * place], dtype)))
     written.append(_TAIL)
     body = b"".join(written)

@@ -21,7 +21,7 @@ from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import Array
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.call_notes import Note, Timeouts
-from holdfast.serving.native.codec import AnswerForm, AnswerParts, InferCodec, Layout, RequestKind
+from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, OutputKinds, OutputsForm, RequestKind
 from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.service import InferenceService
@@ -95,7 +95,7 @@ class Lane:
         self._clock = clock
         self._max_calls = max_calls
         self._timeouts = Timeouts()
-        self._forms: dict[AnswerForm, AnswerForm] = {}
+        self._forms: dict[tuple[str, str, OutputKinds], OutputsForm] = {}
 
     def serve_with(self, quick: QuickRuns) -> None:
         """Who runs the models comes after us, because it wants the loop."""
@@ -214,7 +214,7 @@ class Lane:
             peer.answer(stream, note, layout, parts, size)
         return True
 
-    def _form(self, model: ServedModel, outputs: Mapping[str, Array], bucket: int) -> AnswerForm | None:
+    def _form(self, model: ServedModel, outputs: Mapping[str, Array], bucket: int) -> OutputsForm | None:
         """Stands for a model version and the form of its outputs; None if the whole encoder must make such answers."""
         key = (model.name, model.version, tuple([(name, each.dtype, each.shape[1:]) for name, each in outputs.items()]))
         form = self._forms.get(key)
@@ -226,18 +226,18 @@ class Lane:
                 return None
             if len(self._forms) >= MAX_FORMS:
                 self._forms.clear()
-            form = self._forms[key] = key
+            form = self._forms[key] = OutputsForm(*key)
         return form
 
     def _learn(
-        self, layout: Layout, http: HttpCalls | None, form: AnswerForm, outputs: Mapping[str, Array]
-    ) -> tuple[AnswerForm, AnswerParts]:
+        self, layout: Layout, http: HttpCalls | None, form: OutputsForm, outputs: Mapping[str, Array]
+    ) -> tuple[OutputsForm, AnswerParts]:
         """What stands around answers of this form to messages of this layout."""
         mine = {name: array[: layout.rows] for name, array in outputs.items()}
         if http is not None:
-            parts: AnswerParts | None = http.codec.answer_parts(form[0], form[1], mine, layout)
+            parts: AnswerParts | None = http.codec.answer_parts(form.model, form.version, mine, layout)
         else:
-            parts = self._codec.answer_parts(form[0], form[1], mine, layout.id_end - layout.id_start)
+            parts = self._codec.answer_parts(form.model, form.version, mine, layout.id_end - layout.id_start)
         assert parts is not None, "one row went out this way, but not several"
         layout.answer = known = (form, parts)
         return known
