@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -12,24 +12,20 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tests.fakes import served_models as models
 from tests.fakes.clock import FakeClock
-from tests.fakes.row_models import mlp, model_of
-from tests.fakes.scheduling import traits
+from tests.fakes.row_models import USUAL, model_of
 
-from holdfast.errors import InferenceError, ModelError
-from holdfast.inference.example_model import digits_model
+from holdfast.errors import ModelError
 from holdfast.inference.onnx_graph import read_graph
 from holdfast.inference.onnx_wire import field_bytes, field_varint
-from holdfast.inference.pool import ModelPool
-from holdfast.inference.row_mixing import BUCKETS, PROVEN, Probe, check_graph, is_bounded, mixing_of, probe_rows
+from holdfast.inference.row_mixing import BUCKETS, PROVEN, Probe, check_graph, is_bounded, mixing_of
 from holdfast.inference.row_shapes import MixedRowsError
-from holdfast.inference.session import ModelSession, ModelSource, RunStop, load_session
-from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
+from holdfast.inference.session import ModelSource, load_session
 
 N = helper.make_node
 
 
-def verdict(model: bytes, session: ModelSession | None = None) -> Probe:
-    return mixing_of(model, session or load_session(ModelSource(model)), FakeClock())
+def verdict(model: bytes) -> Probe:
+    return mixing_of(model, load_session(ModelSource(model)), FakeClock())
 
 
 def reason_of(model: bytes) -> str:
@@ -39,75 +35,14 @@ def reason_of(model: bytes) -> str:
     return str(refused.value)
 
 
-def encoder(width: int = 16, length: int = 4, heads: int = 2) -> bytes:
-    """A layer of attention with its constants as exporters write them: reshapes, transposes, batched products."""
-    rng = np.random.default_rng(5)
-    part = width // heads
-    constants: dict[str, np.ndarray] = {
-        **{name: rng.standard_normal((width, width)).astype(np.float32) for name in ("wq", "wk", "wv", "wo")},
-        "split": np.array([0, length, heads, part]),
-        "joined": np.array([-1, length, width]),
-        "scale": np.array(part**-0.5, dtype=np.float32),
-        "gain": np.ones(width, dtype=np.float32),
-    }
-    nodes = []
-    for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-        nodes += [
-            N("MatMul", ["x", f"w{name}"], [f"{name}0"]),
-            N("Reshape", [f"{name}0", "split"], [f"{name}1"]),
-            N("Transpose", [f"{name}1"], [name], perm=order),
-        ]
-    nodes += [
-        N("MatMul", ["q", "k"], ["s0"]),
-        N("Mul", ["s0", "scale"], ["s1"]),
-        N("Softmax", ["s1"], ["s"], axis=-1),
-        N("MatMul", ["s", "v"], ["a0"]),
-        N("Transpose", ["a0"], ["a1"], perm=[0, 2, 1, 3]),
-        N("Reshape", ["a1", "joined"], ["a"]),
-        N("MatMul", ["a", "wo"], ["o"]),
-        N("Add", ["o", "x"], ["r"]),
-        N("LayerNormalization", ["r", "gain"], ["y"]),
-    ]
-    return model_of(nodes, (length, width), constants)
-
-
-def convolutional() -> bytes:
-    rng = np.random.default_rng(6)
-    constants = {
-        "w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
-        **{name: np.ones(4, dtype=np.float32) for name in ("s", "b", "m", "v")},
-        "head": rng.standard_normal((4, 2)).astype(np.float32),
-    }
-    nodes = [
-        N("Conv", ["x", "w"], ["c"], strides=[2, 2]),
-        N("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
-        N("Relu", ["n"], ["r"]),
-        N("GlobalAveragePool", ["r"], ["g"]),
-        N("Flatten", ["g"], ["f"]),
-        N("MatMul", ["f", "head"], ["y"]),
-    ]
-    return model_of(nodes, (3, 9, 9), constants)
-
-
-GOOD = {
-    "perceptron": models.perceptron(),
-    "mlp": mlp((100, 50, 10)),
-    "encoder": encoder(),
-    "convolutional": convolutional(),
-    "digits": digits_model(),
-    "two_inputs": models.two_in_two_out(),
-    "table": models.gather(),
-}
-
-
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", USUAL)
 def test_usual_models_are_shown_to_keep_rows_apart(name: str) -> None:
-    check_graph(read_graph(GOOD[name]))
+    check_graph(read_graph(USUAL[name]))
 
 
 @pytest.mark.parametrize("name", ["perceptron", "mlp", "convolutional", "digits", "two_inputs", "table"])
 def test_usual_models_share_every_bucket(name: str) -> None:
-    probe = verdict(GOOD[name])
+    probe = verdict(USUAL[name])
 
     assert probe.mixing.is_allowed
     assert probe.mixing.reason == PROVEN
@@ -360,7 +295,7 @@ def test_sparse_constants_are_refused() -> None:
 
 @given(st.integers(0, 5_000), st.integers(0, 255))
 def test_any_flipped_byte_ends_in_a_verdict(position: int, value: int) -> None:
-    data = bytearray(GOOD["encoder"])
+    data = bytearray(USUAL["encoder"])
     data[position % len(data)] = value
 
     try:
@@ -369,9 +304,9 @@ def test_any_flipped_byte_ends_in_a_verdict(position: int, value: int) -> None:
         return
 
 
-@given(st.sampled_from(sorted(GOOD)))
+@given(st.sampled_from(sorted(USUAL)))
 def test_reader_agrees_with_onnx(name: str) -> None:
-    graph, proto = read_graph(GOOD[name]), parsed(GOOD[name]).graph
+    graph, proto = read_graph(USUAL[name]), parsed(USUAL[name]).graph
 
     assert [(node.operator, list(node.inputs), list(node.outputs)) for node in graph.nodes] == [
         (node.op_type, list(node.input), list(node.output)) for node in proto.node
@@ -386,137 +321,3 @@ def test_reader_agrees_with_onnx(name: str) -> None:
         assert graph.constants[tensor.name].shape == tuple(tensor.dims)
         value = graph.constants[tensor.name].value
         assert value is None or np.array_equal(value, numpy_helper.to_array(tensor))
-
-
-# --- the probe
-
-
-class Lying(ModelSession):
-    """A session whose answers depend on the batch in a way that no file shows."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__(load_session(ModelSource(models.scale(2.0)))._session)
-        self.how, self.runs = how, 0
-
-    def run_checked(
-        self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = (), stop: RunStop | None = None
-    ) -> dict[str, Array]:
-        self.runs += 1
-        answer = dict(super().run_checked(inputs, outputs, stop))
-        rows = len(inputs["x"])
-        y = answer["y"]
-        if self.how == "last_bit_at_the_last_place" and rows == BUCKETS[-1]:
-            y[-1] = np.nextafter(y[-1], np.float32(np.inf))
-        elif self.how == "scale_of_the_largest_neighbour":
-            y += np.float32(1e-7) * np.nanmax(np.abs(inputs["x"]))
-        elif (
-            self.how == "only_in_another_order" and rows == 2 and abs(inputs["x"][0]).max() < abs(inputs["x"][1]).max()
-        ):
-            y[0] = 0
-        elif self.how == "nan_spreads" and rows > 1 and np.isnan(inputs["x"]).any():
-            y[0] = np.nan
-        elif self.how == "wrong_number_of_rows" and rows > 2:
-            answer["y"] = y[:-1]
-        elif self.how == "fails_in_batches" and rows > 1:
-            raise InferenceError("the model failed")
-        return answer
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "last_bit_at_the_last_place",
-        "scale_of_the_largest_neighbour",
-        "only_in_another_order",
-        "nan_spreads",
-        "wrong_number_of_rows",
-        "fails_in_batches",
-    ],
-)
-def test_probe_sees_what_the_file_does_not_show(how: str) -> None:
-    probe = verdict(models.scale(2.0), Lying(how))
-
-    assert not probe.mixing.is_allowed
-    assert probe.mixing.buckets == ()
-
-
-def test_probe_accepts_an_honest_session() -> None:
-    assert verdict(models.scale(2.0), Lying("not at all")).mixing.is_allowed
-
-
-class SlowClock(FakeClock):
-    """Each look at it takes a while."""
-
-    def monotonic_s(self) -> float:
-        self.advance(0.01)
-        return super().monotonic_s()
-
-
-def test_probe_ends_with_its_budget_and_keeps_what_it_has_shown() -> None:
-    session = Lying("not at all")
-
-    probe = probe_rows(session, SlowClock(), 0.3)
-
-    assert max(probe.batch_s) < BUCKETS[-1]
-    assert set(probe.mixing.buckets) <= set(probe.batch_s)
-    assert probe.run_s == pytest.approx(0.01)
-
-
-def test_a_batch_that_saves_no_time_is_not_made() -> None:
-    clock = FakeClock()
-
-    class PerRow(Lying):
-        def run_checked(self, inputs: Mapping[str, Array], *rest: object) -> dict[str, Array]:
-            clock.advance(0.0001 * len(inputs["x"]))
-            return super().run_checked(inputs)
-
-    probe = probe_rows(PerRow("not at all"), clock)
-
-    assert not probe.mixing.is_allowed
-    assert "saves no time" in probe.mixing.reason
-    assert probe.run_s == pytest.approx(0.0001)
-
-
-# --- predict_batch
-
-
-@pytest.mark.parametrize("name", ["mlp", "convolutional", "digits", "encoder"])
-def test_batched_answers_have_the_bits_of_single_ones_in_every_bucket(name: str) -> None:
-    session = load_session(ModelSource(GOOD[name]))
-    pool = ModelPool()
-    spec = session.inputs[0]
-    elements = int(np.prod(spec.shape[1:]))
-    pool.swap("m", "1", session.measured(traits(1e-5, BUCKETS, elements)))
-    rng = np.random.default_rng(11)
-
-    for bucket in BUCKETS:
-        scales = 10.0 ** rng.integers(-3, 4, (bucket, *[1] * (len(spec.shape) - 1)))
-        x = (rng.standard_normal((bucket, *spec.shape[1:])) * scales).astype(np.float32)
-        requests = [TensorRequest("m", "", str(row), {spec.name: x[row : row + 1]}) for row in range(bucket)]
-        for request, answer in zip(requests, pool.predict_batch(requests), strict=True):
-            assert isinstance(answer, TensorResponse)
-            assert answer.request_id == request.request_id
-            for output, array in session.run(request.inputs).items():
-                assert answer.outputs[output].tobytes() == array.tobytes()
-
-
-@given(st.lists(st.tuples(st.integers(0, 70), st.booleans(), st.sampled_from(["m", "q"])), max_size=20))
-def test_predict_batch_keeps_order_rows_and_errors(asked: list[tuple[int, bool, str]]) -> None:
-    pool = ModelPool()
-    pool.swap("m", "1", SESSION.measured(traits(1e-5, (1, 2, 4, 8, 64), 4)))
-    requests = [
-        TensorRequest(model, "", str(n), {"x": np.full((rows, 4 if good else 5), n, dtype=np.float32)})
-        for n, (rows, good, model) in enumerate(asked)
-    ]
-
-    answers = pool.predict_batch(requests)
-
-    assert len(answers) == len(asked)
-    for n, ((rows, good, model), answer) in enumerate(zip(asked, answers, strict=True)):
-        assert isinstance(answer, TensorResponse) == (good and model == "m")
-        if isinstance(answer, TensorResponse):
-            assert answer.request_id == str(n)
-            assert answer.outputs["y"].tolist() == [[2.0 * n] * 4] * rows
-
-
-SESSION = load_session(ModelSource(models.scale(2.0)))
