@@ -21,8 +21,9 @@ from holdfast.clock import Clock
 from holdfast.errors import OverloadedError
 from holdfast.serving.http2.limits import PingRules
 from holdfast.serving.protocols import OnLeave
-from holdfast.serving.rpc import CallContext, Origin, RpcTable, StreamCall, UnaryCall, WatchCall, trace_context
+from holdfast.serving.rpc import CallContext, Origin, RpcTable, StreamCall, UnaryCall, WatchCall
 from holdfast.serving.status import status_of
+from holdfast.serving.trace_context import trace_context
 
 WORKERS = 8  # more than the cores: a call waits for the network, not only for the processor
 MAX_LONG_CALLS = 16  # streams and watches: each holds a thread of its own for as long as its client likes

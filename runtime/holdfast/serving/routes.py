@@ -22,9 +22,10 @@ from holdfast.serving.descriptions import Value
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.route_table import ROUTES
 from holdfast.serving.route_tree import RouteTree
-from holdfast.serving.rpc import CallContext, caller_of, trace_context
+from holdfast.serving.rpc import CallContext, caller_of
 from holdfast.serving.service import InferenceService
 from holdfast.serving.status import status_of
+from holdfast.serving.trace_context import trace_context
 
 HEADER_LENGTH_NAME = "Inference-Header-Content-Length"
 HEADER_LENGTH = HEADER_LENGTH_NAME.lower()

@@ -7,7 +7,6 @@ knows is not in the table. `is_slow` calls may wait (for a disk, for a child pro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +32,6 @@ HEALTH = "/grpc.health.v1.Health/"
 REFLECTION_V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 REFLECTION_V1ALPHA = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 MODEL_INFER = SERVICE + "ModelInfer"
-TRACEPARENT = "traceparent"
 _CUDA = "CUDA shared memory (models run on the CPU)"
 NOT_OFFERED = {
     "CudaSharedMemoryStatus": _CUDA,
@@ -41,8 +39,6 @@ NOT_OFFERED = {
     "TraceSetting": "a trace setting (trace headers are passed through, nothing is recorded)",
     "LogSettings": "a log setting (the operator's own, at start)",
 }  # calls of the protocol, with what stands before "is not offered by this server"
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context 3.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,17 +256,6 @@ def caller_of(context: CallContext) -> Caller:
     """Who calls, as far as it is known."""
     token = bearer_token(context.metadata.get("authorization", ""))
     return Caller(context.is_admin, context.is_local, context.spiffe_id, token)
-
-
-def is_traceparent(value: str) -> bool:
-    """Whether a value is a valid traceparent (W3C Trace Context 3.2)."""
-    return _TRACEPARENT.match(value) is not None
-
-
-def trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """What goes back with an answer so that its trace holds together: the request's own W3C traceparent, if valid."""
-    traceparent = metadata.get(TRACEPARENT, "")
-    return ((TRACEPARENT, traceparent),) if is_traceparent(traceparent) else ()
 
 
 def _message(message: Message, value: Value) -> bytes:

@@ -12,7 +12,7 @@ from holdfast.serving.http2.sender import AnswerForm
 from holdfast.serving.http2.shapes import TRACE_BYTES, TRACEPARENT, Shape
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.http_codec import HttpCalls
-from holdfast.serving.rpc import is_traceparent
+from holdfast.serving.trace_context import is_traceparent
 
 MAX_TIMEOUTS: Final = 256  # that are remembered
 

@@ -17,8 +17,8 @@ from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.call_notes import PLAIN, TRACED
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import HttpResponse
-from holdfast.serving.rpc import TRACEPARENT, is_traceparent
 from holdfast.serving.status import status_of
+from holdfast.serving.trace_context import TRACEPARENT, is_traceparent
 
 CODE_KEY = "holdfast-code"  # trailing metadata: the stable code of the error
 
