@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -31,6 +31,8 @@ from holdfast.inference.tensors import TensorRequest
 from holdfast.serving import oip
 from holdfast.serving.authorisation import rules_of
 from holdfast.serving.native.http_exchange import HttpExchange
+from holdfast.serving.protocols import Pending
+from holdfast.serving.scheduler import ModelScheduler
 
 OK = b"HTTP/1.1 200 OK"
 
@@ -91,9 +93,17 @@ def test_plain_requests_take_the_lane(benches: Benches, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("terms", [{"timeout": 9_000_000}, {"priority": 1}])
-def test_requests_with_terms_go_to_the_queue(benches: Benches, terms: dict[str, int]) -> None:
-    bench, seen = benches[0], []
-    bench.front.tick.add, add = lambda pending: (seen.append(pending), add(pending)), bench.front.tick.add  # type: ignore[method-assign]
+def test_requests_with_terms_go_to_the_queue(
+    benches: Benches, terms: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, submit = benches[0], ModelScheduler.submit
+    seen: list[Pending] = []
+
+    def noted(scheduler: ModelScheduler, batch: Sequence[Pending]) -> None:
+        seen.extend(batch)
+        submit(scheduler, batch)
+
+    monkeypatch.setattr(ModelScheduler, "submit", noted)
 
     for _ in range(2):
         assert OK in bench.said(asked(rows(1), parameters={**BOTH, **terms}))
