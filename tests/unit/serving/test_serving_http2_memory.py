@@ -21,6 +21,7 @@ from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.errors import ErrorCode
 from holdfast.serving.http2.frames import frame
 from holdfast.serving.http2.limits import MAX_SENT_FRAME_BYTES, Http2Limits
+from holdfast.serving.http2.sender import BURST_BYTES
 from holdfast.serving.http2.stream import Stream
 
 PING = frames.ping(b"12345678", ack=False)
@@ -129,14 +130,29 @@ def test_at_most_one_run_is_for_nothing_where_answers_are_not_taken() -> None:
 def test_one_answer_may_wait_however_large_it_is() -> None:
     server = opened(Http2Limits(max_unsent_bytes=1_000))
     (stream, other) = asked(server, 2)
-    server.receive(frames.window_update(0, 1_000_000) + frames.window_update(1, 1_000_000), 0.0)
+    server.receive(frames.window_update(0, 2_000_000) + frames.window_update(1, 2_000_000), 0.0)
 
-    answer(server, stream, bytes(500_000))
-    answer(server, other, bytes(500_000))
+    answer(server, stream, bytes(1_500_000))
+    answer(server, other, bytes(1_500_000))
+    data = server.take() + server.take()
+
+    assert sum(len(payload) for kind, _, n, payload in sent(data) if (kind, n) == (frames.DATA, 1)) == 1_500_000
+    assert resets(data) == [3]
+
+
+def test_large_answers_of_one_turn_wait_beyond_a_burst() -> None:
+    server = opened(Http2Limits(max_unsent_bytes=1_000))
+    streams = asked(server, 4)
+    server.receive(frames.window_update(0, 4_000_000), 0.0)
+    for stream in streams:
+        server.receive(frames.window_update(stream.id, 1_000_000), 0.0)
+
+    for stream in streams:
+        answer(server, stream, bytes(400_000))
     data = server.take()
 
-    assert sum(len(payload) for kind, _, n, payload in sent(data) if (kind, n) == (frames.DATA, 1)) == 500_000
-    assert resets(data) == [3]
+    assert len(data) < BURST_BYTES + 400_000 + 2 * 16_384
+    assert resets(data) == [7]  # two go out, one waits
 
 
 def test_messages_of_a_long_call_are_bounded_too() -> None:

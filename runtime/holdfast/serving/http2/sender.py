@@ -72,7 +72,7 @@ class Sender:
         if (
             size > self.window
             or size > stream.send_window
-            or size > self.max_frame_bytes
+            or (size > self.max_frame_bytes and size + sum(map(len, self.out)) > BURST_BYTES)
             or self.is_paused
             or stream.queue
             or self._owed
@@ -85,16 +85,30 @@ class Sender:
             self.headers(stream, form.trailers + extra, end=True)
             return False
         self.window -= size
-        self.update_credit += 2
         stream.local_ended = True
         stream_id = stream.id
         out = self.out
+        if size > self.max_frame_bytes:
+            out.append(form.begin_frame + stream_id.to_bytes(4, "big") + form.head)
+            self._put_data(stream_id, b"".join(parts))
+            out.append(form.pack_end(form.end_frame, stream_id, form.trailers, extra))
+            return True
+        self.update_credit += 2
         out.append(
             form.pack_begin(form.begin_frame, stream_id, form.head, size >> 8, size & 0xFF, frames.DATA, stream_id)
         )
         out += parts
         out.append(form.pack_end(form.end_frame, stream_id, form.trailers, extra))
         return True
+
+    def _put_data(self, stream_id: int, body: bytes) -> None:
+        """DATA in frames of the peer's size, none of which is the last of its stream."""
+        view, step = memoryview(body), self.max_frame_bytes
+        for at in range(0, len(body), step):
+            piece = view[at : at + step]
+            self.out.append(frames.header(frames.DATA, 0, stream_id, len(piece)))
+            self.out.append(piece)
+            self.update_credit += 2
 
     def has_room(self, size: int) -> bool:
         """Whether so much more may wait. Where nothing does, anything may."""

@@ -30,6 +30,7 @@ from holdfast.serving.parameters import InferCall, OutputForm
 MAX_LAYOUTS: Final = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once
 MAX_ALIKE: Final = 8  # layouts of the same length that begin alike
 MAX_DECLARED_BYTES: Final = 1_024  # of a declaration that is remembered
+VIEW_BYTES: Final = 8_192  # of an array: below that a copy costs less than a view
 MAX_HEAD_BYTES: Final = 4_096  # of a large message that are looked at: name, id and declarations
 FAST_DATATYPES: Final = frozenset(DTYPE_OF) - {
     "BYTES",
@@ -198,16 +199,15 @@ class InferCodec:
         if response.request_id:
             request_id = response.request_id.encode()
             parts.append(b"\x1a" + _varint(len(request_id)) + request_id)
-        raws: list[bytes] = []
+        raws: list[bytes | memoryview] = []
         for name, array in response.outputs.items():
             declared = self._declaration(name, array)
             if not declared:
                 return None
-            raw = array.tobytes()
             parts.append(declared)
-            raws.append(b"\x32" + _varint(len(raw)))
-            raws.append(raw)
-        return b"".join(parts + raws)
+            raws.append(b"\x32" + _varint(array.nbytes))
+            raws.append(array.tobytes() if array.nbytes < VIEW_BYTES else array.reshape(-1).view(np.uint8).data)
+        return b"".join((*parts, *raws))
 
     def answer_parts(self, model: str, version: str, outputs: Mapping[str, Array], id_bytes: int) -> AnswerParts | None:
         """What stands around an answer with these outputs and an id of this length, prefix included.
