@@ -30,7 +30,7 @@ from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.native.lane import Caller
-from holdfast.serving.native.long_calls import StreamExchange, WatchExchange
+from holdfast.serving.native.long_calls import STREAM_BACKLOG_BYTES, StreamExchange, WatchExchange
 from holdfast.serving.native.replies import Replies
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.routes import HttpResponse
@@ -59,6 +59,7 @@ class Http2Peer(Caller):
         self._facts = facts
         self.machine = Http2Connection(backend.options.http2, now_s, memoise=backend.options.memoise)
         self._owners: dict[int, Owner] = {}  # streams that wait for more than one answer, or for their body
+        self._held: set[StreamExchange] = set()  # streams that wait until their peer has taken some answers
         self._replies = Replies(self.machine, lambda: backend.tick.touch(self))
         self._sent_s = self._framed_s = now_s
         self._is_draining = self._has_eof = False
@@ -118,6 +119,10 @@ class Http2Peer(Caller):
         while data := machine.take():
             self._link.write(data)
             self._sent_s = self.seen_s
+        if self._held and machine.unsent_bytes <= STREAM_BACKLOG_BYTES:
+            held, self._held = self._held, set()
+            for call in held:
+                call.go_on()
         is_answered = (machine.is_drained or self._has_eof) and not machine.streams
         if machine.is_ended or is_answered or (self._has_eof and machine.is_blocked):  # nobody opens those windows
             self._link.close()
@@ -157,6 +162,7 @@ class Http2Peer(Caller):
     def lost(self) -> None:
         """The connection is gone."""
         owners, self._owners = self._owners, {}
+        self._held.clear()
         for owner in owners.values():
             owner.dropped()
 
@@ -352,6 +358,10 @@ class Http2Peer(Caller):
         self._replies.part(stream, message)
         if stream.local_ended:  # too much waits
             self._drop(stream)
+
+    def hold(self, call: StreamExchange) -> None:
+        """Tell it to go on once its peer has taken some of the answers that wait."""
+        self._held.add(call)
 
     def close_call(self, stream: Stream, error: BaseException | None) -> None:
         """The status that ends a long call."""

@@ -1,7 +1,8 @@
 """gRPC calls with more than one message: streams, answered message by message in order, and watches.
 
 Rules: a message of a stream is answered on another thread, one at a time, and what was read is granted again when its
-answer is made, so that a peer cannot queue more than a window; an idle one costs memory but no thread.
+answer is made, so that a peer cannot queue more than a window; none is answered while too many answers wait to be
+taken, for an answer may be a thousand times its question; an idle one costs memory but no thread.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from holdfast.serving.native.budget import Reservation
 from holdfast.serving.rpc import CallContext, StreamCall, WatchCall
 
 WATCH_BACKLOG_BYTES = 65_536  # of a watcher that reads nothing: then it is ended
+STREAM_BACKLOG_BYTES = 1_048_576  # of answers on a connection that wait: then its streams wait too
 
 
 class Closer(Protocol):
@@ -31,6 +33,9 @@ class Closer(Protocol):
 
     def close_call(self, stream: Stream, error: BaseException | None) -> None:
         """The status that ends the call; OK without an error."""
+
+    def hold(self, call: StreamExchange) -> None:
+        """Tell it to go on once no more than STREAM_BACKLOG_BYTES of answers wait."""
 
 
 class StreamExchange:
@@ -99,10 +104,17 @@ class StreamExchange:
         if leave is not None and self._is_over:
             leave()
 
+    def go_on(self) -> None:
+        """Some of the answers were taken."""
+        self._next()
+
     def _next(self) -> None:
         if self._is_busy or self._is_over:
             return
         if self._waiting:
+            if self._machine.unsent_bytes > STREAM_BACKLOG_BYTES:
+                self._closer.hold(self)
+                return
             self._is_busy = True
             self._backend.executor.submit(self._answer, self._waiting.popleft())
         elif self._is_last:
