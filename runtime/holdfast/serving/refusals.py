@@ -20,7 +20,7 @@ from holdfast.serving.http2.errors import Http2Fault
 logger = logging.getLogger(__name__)
 
 CONNECTION, HTTP, HTTP2, GRPC = "connection", "http", "http2", "grpc"  # layers
-TOO_MANY, HANDSHAKE, SILENT = "too_many", "handshake", "silent"  # reasons of connections
+TOO_MANY, HANDSHAKE, SILENT, UNTAKEN = "too_many", "handshake", "silent", "untaken"  # reasons of connections
 LOG_S = 10.0  # between two lines of the same reason: a flood of bad frames must not be one of lines
 
 Key = tuple[str, str]

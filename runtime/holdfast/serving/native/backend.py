@@ -35,6 +35,7 @@ class NativeOptions:
     stalled_timeout_s: float = 60.0  # for a peer that takes nothing of its answers
     idle_timeout_s: float = 600.0  # between HTTP/2 requests
     memoise: bool = True
+    untaken_bytes: int = 256 * 1024**2  # answers that clients of all connections together do not take
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.http1_peer import Http1Peer
 from holdfast.serving.native.http2_peer import Http2Peer
 from holdfast.serving.native.tls import spiffe_id_of
-from holdfast.serving.refusals import CONNECTION, SILENT
+from holdfast.serving.refusals import CONNECTION, SILENT, UNTAKEN
 
 logger = logging.getLogger(__name__)
 
@@ -147,9 +147,28 @@ class NativeConnection(asyncio.BufferedProtocol):
         if overdue:
             if self._paused_s is not None or not isinstance(self._peer, Http1Peer):  # whose silence between requests is
                 self._backend.service.refusals.count(CONNECTION, SILENT)  # no fault
-            # a reset: else the kernel keeps what the peer does not take, and goes on offering it for minutes
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-            self.transport.abort()
+            self._reset()
+
+    @property
+    def untaken_bytes(self) -> int:
+        """Of answers that wait for the peer."""
+        return self.transport.get_write_buffer_size() + (0 if self._peer is None else self._peer.untaken_bytes)
+
+    @property
+    def taken_s(self) -> float:
+        """When the peer took something last, as far as it matters: now, where nothing keeps us from writing."""
+        since_s = self._backend.clock.monotonic_s() if self._paused_s is None else self._paused_s
+        return min(since_s, self._peer.taken_s) if isinstance(self._peer, Http2Peer) else since_s
+
+    def let_go(self) -> None:
+        """End at once: too many answers wait, and its own among the longest."""
+        self._backend.service.refusals.count(CONNECTION, UNTAKEN)
+        self._reset()
+
+    def _reset(self) -> None:
+        # a reset: else the kernel keeps what the peer does not take, and goes on offering it for minutes
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        self.transport.abort()
 
     def _peer_for(self, first: bytes) -> Http1Peer | Http2Peer:
         if first.startswith(PREFACE):

@@ -26,6 +26,7 @@ from holdfast.serving.native.http_codec import HttpCodec
 from holdfast.serving.native.lane import Lane
 from holdfast.serving.native.tick import Tick
 from holdfast.serving.native.tls import ServerTls
+from holdfast.serving.native.untaken import those_to_end
 from holdfast.serving.protocols import Scheduler
 from holdfast.serving.refusals import CONNECTION, HANDSHAKE, TOO_MANY
 from holdfast.serving.routes import Routes
@@ -221,6 +222,8 @@ class NativeFront:
         now_s = self._clock.monotonic_s()
         for connection in tuple(self._connections):
             connection.check(now_s)
+        for connection in those_to_end(self._connections, self._options.untaken_bytes, now_s):
+            connection.let_go()
         for listener in self._listeners.values():
             if listener.tls is not None:
                 listener.tls.reload_if_changed()

@@ -120,6 +120,11 @@ class Http1Peer(Caller):
         if self._inference is not None:
             self._inference.dropped()
 
+    @property
+    def untaken_bytes(self) -> int:
+        """Of answers that wait to be written."""
+        return self._out_bytes
+
     def is_overdue(self, now_s: float) -> bool:
         """Whether the peer took too long; a slow request is told so first."""
         if self._is_busy or self._is_over or self._is_paused:

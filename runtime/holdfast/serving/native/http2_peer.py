@@ -166,6 +166,16 @@ class Http2Peer(Caller):
         for owner in owners.values():
             owner.dropped()
 
+    @property
+    def untaken_bytes(self) -> int:
+        """Of answers that wait for the peer, before they are written."""
+        return self.machine.unsent_bytes
+
+    @property
+    def taken_s(self) -> float:
+        """When something was written last."""
+        return self._sent_s
+
     def is_overdue(self, now_s: float) -> bool:
         """Whether the peer took too long for anything; the connection is then closed."""
         options, machine = self._backend.options, self.machine
