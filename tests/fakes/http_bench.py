@@ -1,6 +1,7 @@
 """The native front without sockets and one peer that speaks HTTP/1.1; and requests for it, plain ones and others.
 
-Models: "m" float32[n, 4] -> y, "two" int64 a, b -> sum, same; "s", "half" and "bool" give back x of their type.
+Models: "m" and "apart", whose rows run alone: float32[n, 4] -> y. "two": int64 a, b -> sum, same. "s", "half", "bool"
+give back x of their type.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def two_asked(count: int, outputs: Sequence[object] = ()) -> bytes:
 
 def written(data: object, *fields: str, shape: Sequence[int] = (2, 4), path: str = "m", **more: object) -> bytes:
     """A request whose tensor is JSON. data: a value, or bytes that stand where it stood."""
-    datatype = {"m": "FP32", "half": "FP16", "s": "BYTES", "bool": "BOOL", "two": "INT64"}[path.partition("/")[0]]
+    datatype = {"m": "FP32", "apart": "FP32", "half": "FP16", "s": "BYTES", "bool": "BOOL", "two": "INT64"}[
+        path.partition("/")[0]
+    ]
     tensor = {"name": "x", "datatype": datatype, "shape": list(shape), "data": "?" if isinstance(data, bytes) else data}
     body = json.dumps({**more, "inputs": [tensor]}).encode()
     if isinstance(data, bytes):
@@ -122,6 +125,8 @@ def unlike_written() -> list[bytes]:
         written(["a", "b"], shape=(2,), path="s"),
         written([True] * 8, path="bool"),
         written(eight, path="two"),
+        written([3e38] * 8, path="apart"),
+        written([3e38] * 8, path="apart", outputs=[{"name": "q"}]),
         two_written([1.5, 2], [3, 4]),
         two_written([2**63, 2], [3, 4]),
         two_written([1, 2], [3, 4], [{"name": "sum"}, {"name": "sum"}]),
@@ -143,6 +148,7 @@ def plain_written(turn: int) -> list[bytes]:
     ]
     made += [written([turn] * 8, parameters=BOTH), written([[turn] * 4] * 2, "Accept-Encoding: gzip")]
     made += [two_written([turn, 2], [[3], [-4]]), two_written([1, turn], [3, 4], [{"name": "sum"}])]
+    made += [written([[turn] * 4] * 2, path="apart"), written([turn] * 8, id="b", path="apart", parameters=BOTH)]
     tensor = json.dumps(tensor_of("x", rows(2), "FP32"))
     made += [framed(f'{{"inputs":[{tensor}]}}'.encode(), rows(2, seed=turn).tobytes())]
     return made
@@ -216,5 +222,6 @@ def plain(turn: int) -> list[bytes]:
     """What a client sends all day."""
     made = [asked(rows(1 + n % 7, seed=n), request_id="i" * (n % 4)) for n in range(9)]
     made += [asked(rows(1, seed=n), f"traceparent: 00-{turn + n + 1:032x}-{n + 1:016x}-01") for n in range(3)]
+    made += [asked(rows(2, seed=turn), f"traceparent: {TRACE}", path="apart", request_id=f"a{turn}")]
     made += [asked(rows(30), "Accept-Encoding: br", request_id="long"), two_asked(3), two_asked(2, [{"name": "sum"}])]
     return made

@@ -1,7 +1,7 @@
-"""Plain ModelInfer calls that share a run with nobody, from octets to octets: large tensors, and shared memory.
+"""Plain inference calls that share a run with nobody, from octets to octets: large tensors, and shared memory.
 
 Rules: only calls that need no decision go here: a known message, a model that is quick for tensors of this size,
-nothing waiting in front of it, time left. Every other call goes the whole way (`Http2Peer.infer`), where it gets the
+nothing waiting in front of it, time left. Every other call goes the whole way (`Caller.infer`), where it gets the
 same answer or the reason why not. A model whose rows may mix runs here only in a batch that was probed as it is.
 """
 
@@ -17,6 +17,7 @@ from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
 from holdfast.serving.native.call_notes import Timeouts
 from holdfast.serving.native.codec import Fit, InferCodec, Layout, arrays_in
+from holdfast.serving.native.http_answers import whole_answer
 from holdfast.serving.native.lane import WholeCall
 from holdfast.serving.native.shared_calls import SharedCall, SharedCalls
 from holdfast.serving.parameters import InferCall, OutputForm
@@ -59,12 +60,14 @@ class Alone:
 
     def _find(self, call: WholeCall, quick: QuickRuns) -> _Found | None:
         peer, stream, body, note = call
-        if note.http is not None:
-            return None  # not a message of gRPC
         asked: tuple[Layout | SharedCall, str] | None = None
-        if peer.regions is not None and type(body) is bytes:
-            asked = self._shared.find(body)
-        asked = asked or self._codec.look(body)
+        if note.http is not None:
+            assert type(body) is bytes, "as it came"
+            asked = note.http.match(body, len(body))
+        else:
+            if peer.regions is not None and type(body) is bytes:
+                asked = self._shared.find(body)
+            asked = asked or self._codec.look(body)
         if asked is None or peer.seen_s + self._timeouts.allowed_s(stream, note) <= self._clock.monotonic_s():
             return None
         what, request_id = asked
@@ -107,6 +110,10 @@ class Alone:
             took_s = self._clock.monotonic_s() - peer.seen_s
             self._service.tell_event(TapEvent(kind.model, model.version, (request_id,), (took_s,), OK, inputs, outputs))
         response = TensorResponse(model.name, model.version, request_id, outputs, session.labels)
+        if isinstance(asked, Layout) and note.http is not None:
+            answer = whole_answer(response, wants_json=asked.wants_json)
+            peer.answer(stream, note, None, (answer,), len(answer))
+            return True
         message = self._codec.encode(form, response)
         if message is None:
             request = TensorRequest(kind.model, kind.version, request_id, inputs, kind.outputs)

@@ -71,6 +71,16 @@ def with_numbers(form: OutputsForm, parts: tuple[bytes, ...]) -> tuple[bytes, by
     return b"%b %d" % (_JSON_HEAD, len(body)), body
 
 
+def whole_answer(response: TensorResponse, *, wants_json: bool) -> bytes:
+    """Head and body of an answer of which nothing is known.
+
+    Raises:
+        InvalidTensorError: a tensor holds what JSON cannot carry.
+    """
+    answer = infer_answer(oip_json.encode_response(response, OutputForm(default_binary=not wants_json)))
+    return answer.head().encode("latin-1") + HEAD_END + answer.body
+
+
 def _numbers(name: str, array: Array) -> bytes:
     """A flat tensor as JSON."""
     if array.dtype.kind in "fiu":
