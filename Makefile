@@ -98,7 +98,7 @@ docs: .venv/.dev
 # The wheel whose hot modules are C; the benchmarks put it beside the one that is not.
 .venv-compiled/.made: pyproject.toml runtime/compile_hook.py $(shell find runtime/holdfast -name '*.py') | .python-checked
 	@echo "compiling Holdfast into .venv-compiled (about a minute)"
-	@$(PYTHON) -m venv .venv-compiled
+	@$(PYTHON) -m venv --clear .venv-compiled
 	@HATCH_BUILD_HOOKS_ENABLE=1 .venv-compiled/bin/python -m pip --disable-pip-version-check install --quiet --force-reinstall .
 	@.venv-compiled/bin/holdfast --version
 	@touch $@
