@@ -174,6 +174,23 @@ def test_model_that_takes_other_rows_after_a_swap_is_asked_anew(benches: Benches
     assert b"wrong inputs" in refused
 
 
+@pytest.mark.parametrize("timeout", ["5S", "soon", "0n", None])
+def test_call_in_pieces_is_answered_the_same_with_and_without_the_lane(benches: Benches, timeout: str | None) -> None:
+    told = []
+    for bench in benches:
+        writer, octets = Writer(), b""
+        for turn in range(3):
+            more = () if timeout is None else (("grpc-timeout", timeout),)
+            sent = writer.call(message_of(2, f"id-{turn}"), *more, cut=40)
+            for at in range(0, len(sent), 70):
+                bench.peer.receive(sent[at : at + 70])
+                octets += bench.turn()
+        told.append(octets)
+
+    assert told[0] == told[1]
+    assert len(told[0]) > 0
+
+
 def test_cancelled_call_gets_no_answer(benches: Benches) -> None:
     bench, writer = benches[0], Writer()
     bench.peer.receive(writer.call(message_of(1)))

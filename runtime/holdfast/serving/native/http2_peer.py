@@ -6,7 +6,7 @@ the three doors where unknown errors are caught (the rpc edge).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from holdfast.errors import OverloadedError
@@ -37,6 +37,9 @@ from holdfast.serving.routes import HttpResponse
 from holdfast.serving.rpc import MODEL_INFER, StreamCall, UnaryCall
 
 LANE_BYTES = 65_536  # of a body: larger ones are not copied once more
+
+
+Body = bytes | bytearray | memoryview
 
 
 class Link(Protocol):
@@ -224,8 +227,11 @@ class Http2Peer(Caller):
         options, now_s = self._backend.options, self.seen_s
         if self.machine.is_full:
             raise OverloadedError("answers to this connection are not taken; read them first")
-        if not is_grpc(stream.head.headers.get("content-type")):
-            owner: Owner = Gather(
+        note = self._note_of(stream.shape)
+        if note.is_plain and self._backend.lane.timeouts.allowed_s(stream, note) > 0:  # 0: it may be malformed
+            owner: Owner = self._gather(stream, lambda body: self._ask(stream, body, note))
+        elif not is_grpc(stream.head.headers.get("content-type")):
+            owner = Gather(
                 self.machine, stream, self._backend.budget, options.max_message_bytes,
                 lambda body: self._http(stream, bytes(body)), is_grpc=False, now_s=now_s,
             )  # fmt: skip
@@ -246,24 +252,31 @@ class Http2Peer(Caller):
         if not isinstance(call, UnaryCall):
             return WatchExchange(self._backend, self, self.machine, stream, call, context)
 
-        def finish(body: bytes | bytearray | memoryview) -> None:
+        def finish(body: Body) -> None:
             if stream.head.path == MODEL_INFER:
-                note = self._note_of(stream.shape)
-                if not note.is_plain:
-                    self.infer(stream, body)
-                    return
-                if len(body) <= LANE_BYTES:
-                    self._backend.lane.calls.append((self, stream, bytes(body), note))
-                else:
-                    self._backend.lane.large.append((self, stream, body, note))
-                self._backend.tick.touch(self)
+                self._ask(stream, body, self._note_of(stream.shape))
             else:
                 self._unary(stream, call, body)
 
+        return self._gather(stream, finish)
+
+    def _gather(self, stream: Stream, finish: Callable[[Body], None]) -> Gather:
+        backend = self._backend
         return Gather(
-            self.machine, stream, self._backend.budget, self._backend.options.max_message_bytes, finish,
-            is_grpc=True, now_s=self.seen_s, align=self._backend.codec.first_raw,
+            self.machine, stream, backend.budget, backend.options.max_message_bytes, finish,
+            is_grpc=True, now_s=self.seen_s, align=backend.codec.first_raw,
         )  # fmt: skip
+
+    def _ask(self, stream: Stream, body: Body, note: Note) -> None:
+        """A ModelInfer call whose body is whole."""
+        if not note.is_plain:
+            self.infer(stream, body)
+            return
+        if len(body) <= LANE_BYTES:
+            self._backend.lane.calls.append((self, stream, bytes(body), note))
+        else:
+            self._backend.lane.large.append((self, stream, body, note))
+        self._backend.tick.touch(self)
 
     def _end(self, stream: Stream, owner: Owner) -> None:
         if isinstance(owner, Gather):

@@ -94,7 +94,7 @@ class Lane:
         self._service = service
         self._clock = clock
         self._max_calls = max_calls
-        self._timeouts = Timeouts()
+        self.timeouts = Timeouts()
         self._forms: dict[tuple[str, str, OutputKinds], OutputsForm] = {}
 
     def serve_with(self, quick: QuickRuns) -> None:
@@ -137,7 +137,7 @@ class Lane:
 
     def _grouped(self, calls: list[Call]) -> tuple[list[_Group], list[Call]]:
         """Calls that may run now, by the run they share; and the others."""
-        now_s, codec, timeouts = self._clock.monotonic_s(), self._codec, self._timeouts
+        now_s, codec, timeouts = self._clock.monotonic_s(), self._codec, self.timeouts
         left_s, limit_s = self._quick.turn_s, self._quick.inline_limit_s
         groups: list[_Group] = []
         left: list[Call] = []
