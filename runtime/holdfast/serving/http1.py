@@ -53,7 +53,7 @@ class HttpRequest:
     method: str
     path: str
     headers: Mapping[str, str]
-    body: bytes
+    body: Body
     keep_alive: bool
     head: Head = field(compare=False, repr=False)
     varied: Varied = field(compare=False, repr=False)
@@ -67,6 +67,7 @@ class Phase(Enum):
     BODY = "the rest of a body"
 
 
+Body = bytes | memoryview  # a view of octets that are the request's own
 T = TypeVar("T")
 _Steps = Generator["HttpRequest | None", None, T]  # None: more bytes are needed
 
@@ -83,14 +84,40 @@ class HttpParser:
         self.phase = Phase.IDLE
         self.owes_continue = False  # the peer waits for "100 Continue"; whoever sends it resets this
         self.wanted_bytes = 0  # how large the body is that is being read, or may get; 0 between bodies
+        self.head: Head | None = None  # of the body that is being read
+        self._place: memoryview | None = None  # for all of it
+        self._filled = 0
+        self._request: HttpRequest | None = None  # whole
 
     @property
     def held_bytes(self) -> int:
         """Fed and not yet part of a request that was returned."""
         return len(self._buffer)
 
-    def feed(self, data: bytes | memoryview) -> None:
-        self._buffer += data
+    @property
+    def has_place(self) -> bool:
+        """Whether the body that is being read has octets of its own."""
+        return self._place is not None
+
+    def put(self, place: memoryview) -> None:
+        """Gather the body that is being read there, which is as long as it says."""
+        self._filled = len(self._buffer)
+        place[: self._filled] = self._buffer
+        self._buffer.clear()
+        self._place = place
+
+    def fill(self, data: Body) -> int:
+        """Feed what belongs to a body that has a place. Returns how many octets did."""
+        if self._place is None:
+            return 0
+        start, end = self._filled, min(self._filled + len(data), len(self._place))
+        self._place[start:end] = data[: end - start]
+        self._filled = end
+        return end - start
+
+    def feed(self, data: Body) -> None:
+        taken = self.fill(data)
+        self._buffer += data[taken:] if taken else data
 
     def next_request(self) -> HttpRequest | None:
         """The next request, or None while it is not whole.
@@ -139,9 +166,9 @@ class HttpParser:
             return None
         body = bytes(memoryview(self._buffer)[end : end + varied[1]])
         del self._buffer[: end + varied[1]]
-        return self._request(head, varied, body)
+        return self._made(head, varied, body)
 
-    def _request(self, head: Head, varied: Varied, body: bytes) -> HttpRequest:
+    def _made(self, head: Head, varied: Varied, body: Body) -> HttpRequest:
         headers = head.headers_with(varied)
         return HttpRequest(
             head.method, head.path, headers, self._decoded(body, head.coding), head.keep_alive, head, varied
@@ -159,10 +186,15 @@ class HttpParser:
             self.phase = Phase.BODY
             if raw:
                 self._known.remember(raw, head)
-            body = yield from self._body(head.headers)
-            request = self._request(head, head.first, body)
-            self.phase, self.wanted_bytes = Phase.IDLE, 0
-            yield request
+            self.head = head
+            self._request = self._made(head, head.first, (yield from self._body(head.headers)))
+            self.head, self.phase, self.wanted_bytes = None, Phase.IDLE, 0
+            yield self._taken()
+
+    def _taken(self) -> HttpRequest | None:
+        """The request that is whole; nothing of it is kept."""
+        request, self._request = self._request, None
+        return request
 
     def _head(self) -> _Steps[Head]:
         budget = self._limits.max_head_bytes
@@ -202,7 +234,7 @@ class HttpParser:
         del self._buffer[: at + 1]
         return line.removesuffix(b"\r")
 
-    def _body(self, headers: Mapping[str, str]) -> _Steps[bytes]:
+    def _body(self, headers: Mapping[str, str]) -> _Steps[Body]:
         length, coding = headers.get("content-length"), headers.get("transfer-encoding")
         if coding is not None:
             if length is not None:  # RFC 9112 6.1: a sign of request smuggling
@@ -242,8 +274,11 @@ class HttpParser:
                 return bytes(body)
         raise HttpError(431, f"more than {MAX_HEADERS} trailers")
 
-    def _exactly(self, size: int) -> _Steps[bytes]:
-        while len(self._buffer) < size:
+    def _exactly(self, size: int) -> _Steps[Body]:
+        while self._place is not None or len(self._buffer) < size:
+            if self._place is not None and self._filled == size:
+                place, self._place = self._place, None
+                return place
             yield None
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
@@ -254,7 +289,7 @@ class HttpParser:
             raise HttpError(413, f"the body has {size} bytes; at most {self._limits.max_body_bytes} are taken")
         return size
 
-    def _decoded(self, body: bytes, coding: str) -> bytes:
+    def _decoded(self, body: Body, coding: str) -> Body:
         if coding == "identity":
             return body
         if coding not in ("gzip", "deflate"):

@@ -52,7 +52,7 @@ class JsonBody:
 
 
 def decode_infer(
-    body: bytes, header_length: int | None, model: str, version: str, regions: SharedMemory | None = None
+    body: bytes | memoryview, header_length: int | None, model: str, version: str, regions: SharedMemory | None = None
 ) -> InferCall:
     """A request and the form its outputs are wanted in. `regions` = None: shared memory is not offered.
 
@@ -91,7 +91,7 @@ def decode_infer(
     return InferCall(TensorRequest(model, version, request_id, inputs, names), form, priority, timeout_s)
 
 
-def decode_raw_infer(body: bytes, served: ServedModel, version: str) -> InferCall:
+def decode_raw_infer(body: bytes | memoryview, served: ServedModel, version: str) -> InferCall:
     """A request whose whole body is the model's only input; all outputs go out raw.
 
     Raises:
@@ -103,7 +103,7 @@ def decode_raw_infer(body: bytes, served: ServedModel, version: str) -> InferCal
         )
     (spec,) = served.session.inputs
     if spec.dtype == STRING:
-        array = object_array([body], (1,) * len(spec.shape))
+        array = object_array([bytes(body)], (1,) * len(spec.shape))
     else:
         array = from_raw(spec.name, DATATYPE_OF[spec.dtype], _deduced_shape(spec, len(body)), body)
     return InferCall(TensorRequest(served.name, version, "", {spec.name: array}), OutputForm(default_binary=True))
@@ -146,7 +146,7 @@ def error_body(text: str) -> bytes:
     return json.dumps({"error": text}).encode()
 
 
-def parse(data: bytes) -> object:
+def parse(data: bytes | memoryview) -> object:
     """The JSON value of a body.
 
     Raises:
@@ -157,7 +157,7 @@ def parse(data: bytes) -> object:
             f"{len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are parsed; send tensors as binary data"
         )
     try:
-        value: object = json.loads(data.decode("utf-8"))
+        value: object = json.loads(str(data, "utf-8"))
     except RecursionError as error:
         raise RequestError("the JSON is nested too deeply") from error
     except json.JSONDecodeError as error:

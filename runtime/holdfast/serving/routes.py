@@ -59,7 +59,7 @@ class HttpCall:
 
     names: Mapping[str, str]
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | memoryview
     context: CallContext
 
 
@@ -78,7 +78,7 @@ class Routes:
             self._tree.add(route, _refusal(route.not_offered) if route.not_offered else handlers[route.name])
 
     def answer(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, context: CallContext
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | memoryview, context: CallContext
     ) -> HttpResponse:
         """The answer to one request, whatever it is. `path` is without the query; `body` without its content coding."""
         try:
@@ -100,7 +100,7 @@ class Routes:
         return found.names["model"], found.names.get("version", "")
 
     def decode_infer(
-        self, target: tuple[str, str], headers: Mapping[str, str], body: bytes, context: CallContext
+        self, target: tuple[str, str], headers: Mapping[str, str], body: bytes | memoryview, context: CallContext
     ) -> InferCall:
         """The request of an inference call.
 
@@ -141,7 +141,7 @@ class Routes:
         return replace(response, body=body, headers={**response.headers, **added}) if added else response
 
     def _answer(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, context: CallContext
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | memoryview, context: CallContext
     ) -> HttpResponse:
         found = self._tree.find(path, method)
         if found is None:

@@ -64,7 +64,7 @@ class NativeConnection(asyncio.BufferedProtocol):
         peer, tick = self._peer, self._backend.tick
         is_alone = tick.begin_read(peer)
         try:
-            if nbytes >= LARGE_BYTES and isinstance(peer, Http2Peer) and not self._is_closing:
+            if nbytes >= LARGE_BYTES and peer is not None and not self._is_closing:
                 peer.receive_large(self._room[:nbytes])
             else:
                 self.receive(bytes(self._room[:nbytes]))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from holdfast.errors import HoldfastError, RequestError
 from holdfast.serving import compression
-from holdfast.serving.http1 import LARGE_BYTES, HttpError, HttpParser, Phase
+from holdfast.serving.http1 import LARGE_BYTES, Body, HttpError, HttpParser, Phase
 from holdfast.serving.http1_heads import END, Head, Varied
 from holdfast.serving.http2.shapes import RequestHead, Shape
 from holdfast.serving.http2.stream import Stream
@@ -19,6 +19,7 @@ from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.budget import Reservation
 from holdfast.serving.native.call_notes import Note
 from holdfast.serving.native.codec import Layout
+from holdfast.serving.native.gather import PLACE_BYTES
 from holdfast.serving.native.http2_peer import LANE_BYTES, Link
 from holdfast.serving.native.http_answers import with_numbers
 from holdfast.serving.native.http_codec import HttpCalls
@@ -26,7 +27,15 @@ from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.native.lane import Caller
 from holdfast.serving.oip_json import error_body
-from holdfast.serving.routes import BINARY_TYPE, CLOSE, HEADER_LENGTH_NAME, HttpResponse, failure, header_length_of
+from holdfast.serving.routes import (
+    BINARY_TYPE,
+    CLOSE,
+    HEADER_LENGTH,
+    HEADER_LENGTH_NAME,
+    HttpResponse,
+    failure,
+    header_length_of,
+)
 
 MAX_AHEAD_BYTES = 65_536  # of pipelined requests: beyond that the socket is not read
 MAX_OUT_BYTES = 262_144  # of answers before they are written: pipelined questions are shorter than their answers
@@ -59,7 +68,8 @@ class Http1Peer(Caller):
         self._phase, self._phase_s = Phase.IDLE, now_s
         self._is_busy = self._is_over = self._has_eof = self._is_draining = False
         self._is_held = self._is_paused = False
-        self._head, self._varied, self._body = _NO_HEAD, _NO_HEAD.first, b""  # of the request under way
+        self._head, self._varied = _NO_HEAD, _NO_HEAD.first  # of the request under way
+        self._body: Body = b""
         self._inference: Inference | None = None  # under way
         self._room: Reservation | None = None  # for the large body that is being read
 
@@ -74,6 +84,14 @@ class Http1Peer(Caller):
                 return
         self._parser.feed(data)
         self._advance()
+
+    def receive_large(self, view: memoryview) -> None:
+        """As `receive`, for so many bytes that those of tensors should be copied once. The view is not kept."""
+        taken = 0 if self._is_over else self._parser.fill(view)
+        if taken < len(view):
+            self.receive(bytes(view[taken:]))
+        else:
+            self._advance()
 
     def flush(self) -> None:
         """Take up what is pipelined, and write what is to be sent."""
@@ -157,6 +175,7 @@ class Http1Peer(Caller):
             if request is None:
                 self._note_phase()
                 self._claim()
+                self._put()
                 return
             self._give_back()
             self._begin(request.head, request.varied, request.body)
@@ -181,6 +200,20 @@ class Http1Peer(Caller):
         if wanted > LARGE_BYTES and self._room is None:
             self._room = self._backend.budget.reserve(wanted, lambda: self._backend.tick.touch(self))
 
+    def _put(self) -> None:
+        """Give a large body its place, its tensors aligned, once there is room for it."""
+        head, wanted = self._parser.head, self._parser.wanted_bytes
+        has_room = self._room is None or self._room.is_held
+        if head is None or wanted <= PLACE_BYTES or self._parser.has_place or not has_room:
+            return
+        if head.coding == "identity" and "content-length" in head.headers and HEADER_LENGTH in head.headers:
+            try:
+                at = header_length_of(head.headers) or 0
+            except RequestError:
+                return  # said once it is read
+            if 0 < at < wanted:
+                self._parser.put(self._backend.budget.buffers.take(wanted, at))
+
     def _give_back(self) -> None:
         if self._room is not None:
             self._room.release()
@@ -191,12 +224,14 @@ class Http1Peer(Caller):
             self._phase = self._parser.phase
             self._phase_s = self._backend.clock.monotonic_s()
 
-    def _begin(self, head: Head, varied: Varied, body: bytes) -> None:
+    def _begin(self, head: Head, varied: Varied, body: Body) -> None:
         """Hand a request to the lane if it is a plain one, else take it the whole way."""
         self._is_busy = True
         self._head, self._varied, self._body = head, varied, body
         note: Note = head.note or self._noted(head)  # type: ignore[assignment]  # ours alone
-        contents = note.http.contents(body) if note.http is not None and len(body) <= LANE_BYTES else None
+        contents: bytes | None = None
+        if note.http is not None and type(body) is bytes and len(body) <= LANE_BYTES:
+            contents = note.http.contents(body)
         if contents is None:
             self.infer(_STREAM, body)
             return

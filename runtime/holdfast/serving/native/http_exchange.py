@@ -36,7 +36,7 @@ class HttpExchange:
         self._headers = headers
         self._respond = respond
 
-    def start(self, body: bytes) -> Inference | None:
+    def start(self, body: bytes | memoryview) -> Inference | None:
         """Take the request in, with its whole body. Returns it if it is an inference that must wait."""
         backend, routes = self._backend, self._backend.routes
         context = context_of(self._facts, self._headers)
@@ -51,7 +51,7 @@ class HttpExchange:
             self._respond(routes.answer(self._method, self._path, self._headers, body, context))
         return None
 
-    def _answer_elsewhere(self, body: bytes, context: CallContext) -> None:
+    def _answer_elsewhere(self, body: bytes | memoryview, context: CallContext) -> None:
         response = self._backend.routes.answer(self._method, self._path, self._headers, body, context)
         self._backend.tick.post(lambda: self._respond(response))
 
