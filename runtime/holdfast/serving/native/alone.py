@@ -16,9 +16,10 @@ from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import TensorRequest, TensorResponse
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
 from holdfast.serving.native.call_notes import Timeouts
-from holdfast.serving.native.codec import Fit, InferCodec, Layout, arrays_in
+from holdfast.serving.native.codec import InferCodec
 from holdfast.serving.native.http_answers import whole_answer
 from holdfast.serving.native.lane import WholeCall
+from holdfast.serving.native.layouts import Fit, Layout, arrays_in
 from holdfast.serving.native.shared_calls import SharedCall, SharedCalls
 from holdfast.serving.parameters import InferCall, OutputForm
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent

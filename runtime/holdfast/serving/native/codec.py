@@ -25,6 +25,8 @@ from holdfast.inference.tensors import Array, TensorRequest, TensorResponse
 from holdfast.serving import oip_pb2
 from holdfast.serving.datatypes import DTYPE_OF, checked_shape, datatype_of
 from holdfast.serving.grpc_wire import PREFIX_BYTES, framed_prefix
+from holdfast.serving.native.layouts import AnswerParts, InputKind, Layout, RequestKind, arrays_in
+from holdfast.serving.native.places import Places, places_of, varint
 from holdfast.serving.parameters import InferCall, OutputForm
 
 MAX_LAYOUTS: Final = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once
@@ -32,96 +34,9 @@ MAX_ALIKE: Final = 8  # layouts of the same length that begin alike
 MAX_DECLARED_BYTES: Final = 1_024  # of a declaration that is remembered
 VIEW_BYTES: Final = 8_192  # of an array: below that a copy costs less than a view
 MAX_HEAD_BYTES: Final = 4_096  # of a large message that are looked at: name, id and declarations
-FAST_DATATYPES: Final = frozenset(DTYPE_OF) - {
-    "BYTES",
-    "BOOL",
-}  # BYTES has lengths inside, BOOL bytes that may be wrong
-
-# Tags: field number << 3 | wire type 2 (ModelInferRequest 1, 2, 3, 5, 6, 7; ModelInferResponse 1, 2, 3, 5, 6).
-_NAME: Final = 0x0A
-_VERSION: Final = 0x12
-_ID: Final = 0x1A
-_INPUT: Final = 0x2A
-_OUTPUT: Final = 0x32
-_RAW: Final = 0x3A
+FAST_DATATYPES: Final = frozenset(DTYPE_OF) - {"BYTES", "BOOL"}  # which have lengths inside, or may be wrong
 
 _PLAIN: Final = OutputForm()
-
-
-@dataclass(frozen=True, slots=True)
-class InputKind:
-    """One input as its model declares it, and one row of it: all axes but the first, and its octets."""
-
-    name: str
-    dtype: np.dtype[np.generic]
-    row_shape: tuple[int, ...]
-    row_bytes: int
-
-
-@dataclass(slots=True, eq=False)
-class RequestKind:
-    """What requests that could share a run have in common. `is_plain`: until one is found that needs the whole way.
-
-    fits: the number of the session that takes them, as far as it was asked; 0 before.
-    """
-
-    model: str
-    version: str
-    inputs: tuple[InputKind, ...]
-    outputs: tuple[str, ...]
-    is_plain: bool = True
-    fits: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Fit:
-    """Requests of one layout that run alone fit a session, found out by one of them.
-
-    number: of the session. alone_s: what a run takes. rows: what it is counted as.
-    """
-
-    number: int
-    alone_s: float
-    rows: int
-
-
-AnswerParts = tuple[int, tuple[bytes, ...]]  # octets of the framed message; what stands before the id, and each raw
-OutputKinds = tuple[tuple[str, np.dtype[np.generic], tuple[int, ...]], ...]  # name, dtype, shape of a row
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OutputsForm:
-    """A model version and its outputs. There is one object of each: by that they are compared."""
-
-    model: str
-    version: str
-    outputs: OutputKinds
-
-
-@dataclass(slots=True, eq=False)
-class Layout:
-    """Where things stand in the messages of one length, counted from the prefix that gRPC puts before them.
-
-    rows: along the first axis of every input; 0 if they differ or there is none.
-    start: what stands before the id, if that is more than all messages alike begin with.
-    raws: (start, end) of each input's contents. between: what stands between one and the next, by its place.
-    answer: what stands around the answer, and for which form of answers that was found out; the lane's to write.
-    wants_json: whether the tensors of the answer go out as JSON; over HTTP.
-    fit: whose these messages are when they run alone; for whoever runs them to write.
-    """
-
-    kind: RequestKind
-    shapes: tuple[tuple[int, ...], ...]
-    rows: int
-    start: bytes
-    id_start: int
-    id_end: int
-    middle: bytes
-    raws: tuple[tuple[int, int], ...]
-    between: tuple[tuple[int, bytes], ...]
-    answer: tuple[OutputsForm, AnswerParts] | None = None
-    wants_json: bool = False
-    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +113,14 @@ class InferCodec:
         parts = [self._head(response.model, response.version)]
         if response.request_id:
             request_id = response.request_id.encode()
-            parts.append(b"\x1a" + _varint(len(request_id)) + request_id)
+            parts.append(b"\x1a" + varint(len(request_id)) + request_id)
         raws: list[bytes | memoryview] = []
         for name, array in response.outputs.items():
             declared = self._declaration(name, array)
             if not declared:
                 return None
             parts.append(declared)
-            raws.append(b"\x32" + _varint(array.nbytes))
+            raws.append(b"\x32" + varint(array.nbytes))
             raws.append(array.tobytes() if array.nbytes < VIEW_BYTES else array.reshape(-1).view(np.uint8).data)
         return b"".join((*parts, *raws))
 
@@ -219,9 +134,9 @@ class InferCodec:
         if not declared or not all(declared):
             return None
         sizes = [array.nbytes for array in outputs.values()]
-        tags = [b"\x32" + _varint(size) for size in sizes]
+        tags = [b"\x32" + varint(size) for size in sizes]
         head = self._head(model, version)
-        id_tag = b"\x1a" + _varint(id_bytes) if id_bytes else b""
+        id_tag = b"\x1a" + varint(id_bytes) if id_bytes else b""
         size = len(head) + len(id_tag) + id_bytes + sum(map(len, declared)) + sum(map(len, tags)) + sum(sizes)
         first = b"".join((framed_prefix(size), head, id_tag))
         return PREFIX_BYTES + size, (first, b"".join(declared) + tags[0], *tags[1:])
@@ -269,7 +184,7 @@ class InferCodec:
         between: list[tuple[int, bytes]] = []
         at = places.end
         for _, _, _, octets in plan.inputs:
-            tag = b"\x3a" + _varint(octets)
+            tag = b"\x3a" + varint(octets)
             between.append((at, tag))
             at += len(tag) + octets
             raws.append((at - octets, at))
@@ -329,14 +244,6 @@ class InferCodec:
         return declared
 
 
-def arrays_in(data: bytes | bytearray | memoryview, layout: Layout) -> dict[str, Array]:
-    """The inputs of a message with this layout; views of it."""
-    return {
-        each.name: np.frombuffer(data, each.dtype, (end - start) // each.dtype.itemsize, start).reshape(shape)
-        for each, shape, (start, end) in zip(layout.kind.inputs, layout.shapes, layout.raws, strict=True)
-    }
-
-
 def _plan(message: oip_pb2.ModelInferRequest) -> _Plan | None:
     inputs = []
     for tensor in message.inputs:
@@ -351,58 +258,6 @@ def _plan(message: oip_pb2.ModelInferRequest) -> _Plan | None:
     return _Plan(tuple(inputs), tuple(output.name for output in message.outputs))
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Name and version of a framed request, and where its id, its declarations and their end stand."""
-
-    model: str
-    version: str
-    id_start: int
-    id_end: int
-    declared: int
-    end: int
-
-
 def _holds(layout: Layout, data: bytes) -> bool:
     """Whether what must stand between contents does, as far as `data` goes."""
     return all(data.startswith(piece, at) for at, piece in layout.between if at + len(piece) <= len(data))
-
-
-def places_of(head: bytes) -> Places | None:
-    """Name, version, id and declarations, in the order of their numbers; None if there is anything else."""
-    at = PREFIX_BYTES
-    if head[0] or head[at] != _NAME or head[at + 1] > 0x7F:
-        return None
-    start, at = at + 2, at + 2 + head[at + 1]
-    model, version = head[start:at].decode(), ""
-    if head[at] == _VERSION:
-        start, at = at + 2, at + 2 + head[at + 1]
-        if head[start - 1] > 0x7F:
-            return None
-        version = head[start:at].decode()
-    id_start = id_end = at
-    if head[at] == _ID:
-        id_start, id_end = at + 2, at + 2 + head[at + 1]
-        if head[id_start - 1] > 0x7F:
-            return None
-    at = declared = id_end
-    while (tag := head[at]) == _INPUT or tag == _OUTPUT:
-        size = head[at + 1]
-        if size > 0x7F:
-            if head[at + 2] > 0x7F:
-                return None
-            at += 3 + (size & 0x7F | head[at + 2] << 7)
-        else:
-            at += 2 + size
-    return Places(model, version, id_start, id_end, declared, at)
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

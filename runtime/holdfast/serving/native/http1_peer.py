@@ -18,7 +18,6 @@ from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.budget import Reservation
 from holdfast.serving.native.call_notes import Note
-from holdfast.serving.native.codec import Layout
 from holdfast.serving.native.gather import PLACE_BYTES
 from holdfast.serving.native.http2_peer import LANE_BYTES, Link
 from holdfast.serving.native.http_answers import with_numbers
@@ -26,6 +25,7 @@ from holdfast.serving.native.http_codec import HttpCalls
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.native.lane import Caller
+from holdfast.serving.native.layouts import Layout
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import (
     BINARY_TYPE,

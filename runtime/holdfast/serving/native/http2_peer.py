@@ -25,11 +25,11 @@ from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Event, Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.call_notes import PLAIN, TRACED, Note
-from holdfast.serving.native.codec import Layout
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.native.lane import Caller
+from holdfast.serving.native.layouts import Layout
 from holdfast.serving.native.long_calls import STREAM_BACKLOG_BYTES, StreamExchange, WatchExchange
 from holdfast.serving.native.replies import Replies
 from holdfast.serving.parameters import InferCall

@@ -14,7 +14,7 @@ import numpy as np
 from holdfast.inference.tensors import Array, TensorResponse
 from holdfast.serving import oip_json
 from holdfast.serving.datatypes import datatype_of
-from holdfast.serving.native.codec import AnswerParts, OutputsForm
+from holdfast.serving.native.layouts import AnswerParts, OutputsForm
 from holdfast.serving.parameters import OutputForm
 from holdfast.serving.routes import HttpResponse, infer_answer
 

@@ -19,8 +19,9 @@ from holdfast.errors import HoldfastError
 from holdfast.inference.tensors import Array
 from holdfast.serving import oip_json
 from holdfast.serving.datatypes import DTYPE_OF, datatype_of, from_elements
-from holdfast.serving.native.codec import FAST_DATATYPES, AnswerParts, InferCodec, InputKind, Layout
+from holdfast.serving.native.codec import FAST_DATATYPES, InferCodec
 from holdfast.serving.native.http_answers import binary_parts, json_parts
+from holdfast.serving.native.layouts import AnswerParts, InputKind, Layout
 from holdfast.serving.parameters import InferCall
 
 MAX_LAYOUTS = 512  # remembered: models x shapes x wanted outputs x lengths of ids in use at once

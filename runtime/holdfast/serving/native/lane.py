@@ -21,8 +21,9 @@ from holdfast.inference.pool import ServedModel
 from holdfast.inference.tensors import Array
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.call_notes import Note, Timeouts
-from holdfast.serving.native.codec import AnswerParts, InferCodec, Layout, OutputKinds, OutputsForm, RequestKind
+from holdfast.serving.native.codec import InferCodec
 from holdfast.serving.native.http_codec import HttpCalls
+from holdfast.serving.native.layouts import AnswerParts, Layout, OutputKinds, OutputsForm, RequestKind
 from holdfast.serving.protocols import OK, QuickRuns, TapEvent
 from holdfast.serving.service import InferenceService
 from holdfast.serving.shared_memory import SharedMemory

@@ -19,7 +19,9 @@ from holdfast.inference.tensors import Array
 from holdfast.serving import oip, oip_pb2
 from holdfast.serving.datatypes import DTYPE_OF, checked_shape
 from holdfast.serving.grpc_wire import PREFIX_BYTES
-from holdfast.serving.native.codec import FAST_DATATYPES, Fit, InputKind, RequestKind, places_of
+from holdfast.serving.native.codec import FAST_DATATYPES
+from holdfast.serving.native.layouts import Fit, InputKind, RequestKind
+from holdfast.serving.native.places import places_of
 from holdfast.serving.parameters import REGION, OutputForm, RegionSlice
 from holdfast.serving.shared_memory import SharedMemory
 
