@@ -131,6 +131,13 @@ class HttpParser:
                 return request
         return next(self._steps)
 
+    def close(self) -> None:
+        """Let go of all that was fed: the peer is gone."""
+        self._buffer.clear()
+        self._steps = self._requests()
+        self.head, self.phase, self.wanted_bytes = None, Phase.IDLE, 0
+        self._place, self._filled, self._request = None, 0, None
+
     @property
     def is_resting(self) -> bool:
         """Whether nothing was fed that is not part of a request that was returned."""

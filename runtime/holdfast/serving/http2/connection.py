@@ -169,6 +169,13 @@ class Http2Connection:
         if not self.is_ended:
             self._register.refuse_new()
 
+    def close(self) -> None:
+        """Let go of all that waits: the peer is gone."""
+        self.is_ended = True
+        self._receiver.forget()
+        self._register.drop_all()
+        self._sender.out.clear()
+
     @property
     def is_drained(self) -> bool:
         """Whether no stream is open and none will be."""

@@ -105,6 +105,7 @@ class NativeConnection(asyncio.BufferedProtocol):
         if self._peer is not None:
             self._peer.lost()
             self._backend.tick.forget(self._peer)
+            self._peer = None
         self._ended(self)
 
     def write(self, data: bytes) -> None:

@@ -133,10 +133,14 @@ class Http1Peer(Caller):
 
     def lost(self) -> None:
         """The connection is gone."""
-        self._is_over = True
+        self._is_over, self._is_held = True, False
         self._give_back()
         if self._inference is not None:
             self._inference.dropped()
+        # what it held goes now, and not when a collector finds the circle that a connection is
+        self._parser.close()
+        self._out.clear()
+        self._out_bytes, self._body, self._inference = 0, b"", None
 
     @property
     def untaken_bytes(self) -> int:

@@ -87,7 +87,7 @@ class Http2Peer(Caller):
                 backend.service.refusals.note(fault)
             machine.faults.clear()
         if machine.is_ended:
-            self.lost()
+            self._end_calls()
         self._backend.tick.touch(self)
 
     def receive_large(self, view: memoryview) -> None:
@@ -164,6 +164,10 @@ class Http2Peer(Caller):
 
     def lost(self) -> None:
         """The connection is gone."""
+        self._end_calls()
+        self.machine.close()  # what it held goes now, and not when a collector finds the circle that a connection is
+
+    def _end_calls(self) -> None:
         owners, self._owners = self._owners, {}
         self._held.clear()
         for owner in owners.values():
