@@ -93,6 +93,11 @@ HTTP_DEFECTS: dict[str, tuple[bytes, int, str]] = {
         404,
         "Request for unknown model: 'm' version 9 is not found",
     ),
+    "chunks_in_http_1_0": (
+        b"POST /v2/models/m/infer HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "Transfer-Encoding in HTTP/1.0",
+    ),
     "version_no_number": (
         b"GET /v2/models/m/versions/two/ready HTTP/1.1\r\nConnection: close\r\n\r\n",
         400,
