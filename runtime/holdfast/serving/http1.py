@@ -225,7 +225,7 @@ class HttpParser:
             if name in headers and name in ("content-length", "transfer-encoding", "host"):
                 raise HttpError(400, f"header {name} is given twice")
             headers[name] = value
-        if parts[2] == b"HTTP/1.0" and "transfer-encoding" in headers:  # RFC 9112 6.1: a proxy may have read it otherwise
+        if parts[2] == b"HTTP/1.0" and "transfer-encoding" in headers:  # RFC 9112 6.1: others may not have seen it
             raise HttpError(400, "Transfer-Encoding in HTTP/1.0")
         return Head(method, target.split("?", 1)[0], parts[2].decode("ascii"), headers)
 
