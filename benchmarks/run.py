@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in arguments.names if name not in NAMES]
     if unknown or (arguments.quick and arguments.publish):
         parser.error(f"unknown: {', '.join(unknown)}" if unknown else "figures of --quick are not for publishing")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as our own processes do: loops and peers beside us, too
     options = Options(quick=arguments.quick)
     results = {}
     for name in arguments.names or NAMES:
