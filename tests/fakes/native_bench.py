@@ -101,12 +101,12 @@ class Writer:
         self._encoder = hpack.Encoder()
         self.stream_id = -1
 
-    def call(self, message: bytes, *more: tuple[str, str], cut: int = 1 << 14) -> bytes:
+    def call(self, message: bytes, *more: tuple[str, str], cut: int = 1 << 14, is_packed: bool = False) -> bytes:
         """A call on the next stream, its body in frames of at most `cut` octets."""
         self.stream_id += 2
         literals = [hpack.NeverIndexedHeaderTuple(*each) for each in more]
         block = self._encoder.encode([*FIELDS, *literals], huffman=False)
-        body = framed_prefix(len(message)) + message
+        body = bytes((is_packed,)) + framed_prefix(len(message))[1:] + message
         pieces = [body[at : at + cut] for at in range(0, len(body), cut)]
         *first, last = (frame(0, 0, self.stream_id, piece) for piece in pieces)
         ended = last[:4] + bytes((END_STREAM,)) + last[5:]

@@ -148,10 +148,12 @@ def status_trailers(status: str, text: str, more: Mapping[str, str], *, alone: b
 
 
 class MessageReader:
-    """The messages of a stream, as their bytes come. Holds less than one message and a prefix."""
+    """The messages of a stream, as their bytes come. Holds less than one message and a prefix.
 
-    def __init__(self, encoding: str | None, max_bytes: int) -> None:
-        self._encoding = encoding
+    They are left as they are, with their prefixes, for `unary_message`: one alone may say a thousand times its size.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
 
@@ -159,7 +161,7 @@ class MessageReader:
         """Messages that are whole now.
 
         Raises:
-            GrpcFault: one is too large or not what it says.
+            GrpcFault: one is too large, or begins with no prefix.
         """
         buffer = self._buffer
         buffer += data
@@ -168,10 +170,7 @@ class MessageReader:
             end = PREFIX_BYTES + message_size(buffer, self._max_bytes)
             if len(buffer) < end:
                 break
-            message = bytes(memoryview(buffer)[PREFIX_BYTES:end])
-            if buffer[0]:
-                message = expanded(message, self._encoding, self._max_bytes)
-            messages.append(message)
+            messages.append(bytes(memoryview(buffer)[:end]))
             del buffer[:end]
         return messages
 

@@ -75,8 +75,10 @@ _Steps = Generator["HttpRequest | None", None, T]  # None: more bytes are needed
 class HttpParser:
     """Requests of one connection, in their order. Holds at most one request and what was fed after it."""
 
-    def __init__(self, limits: HttpLimits, *, memoise: bool = True) -> None:
+    def __init__(self, limits: HttpLimits, *, memoise: bool = True, expands: bool = True) -> None:
+        """expands: whether bodies come out without their content coding; else `expanded` is the holder's to call."""
         self._limits = limits
+        self._expands = expands
         self._memoise = memoise
         self._buffer = bytearray()
         self._known = KnownHeads(limits.max_body_bytes)
@@ -177,9 +179,9 @@ class HttpParser:
 
     def _made(self, head: Head, varied: Varied, body: Body) -> HttpRequest:
         headers = head.headers_with(varied)
-        return HttpRequest(
-            head.method, head.path, headers, self._decoded(body, head.coding), head.keep_alive, head, varied
-        )
+        if self._expands:
+            body = expanded(body, head.coding, self._limits.max_body_bytes)
+        return HttpRequest(head.method, head.path, headers, body, head.keep_alive, head, varied)
 
     def _requests(self) -> _Steps[None]:
         while True:
@@ -298,20 +300,27 @@ class HttpParser:
             raise HttpError(413, f"the body has {size} bytes; at most {self._limits.max_body_bytes} are taken")
         return size
 
-    def _decoded(self, body: Body, coding: str) -> Body:
-        if coding == "identity":
-            return body
-        if coding not in ("gzip", "deflate"):
-            raise HttpError(415, f"content coding {coding[:40]!r} is not offered; use gzip, deflate or none")
-        expander = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, told by the header
-        try:
-            data = expander.decompress(body, self._limits.max_body_bytes + 1)
-        except zlib.error as error:
-            raise HttpError(400, f"the body is not {coding}") from error
-        self._bounded(len(data))
-        if not expander.eof or expander.unused_data:
-            raise HttpError(400, f"the body is not whole {coding}")
-        return data
+
+def expanded(body: Body, coding: str, max_bytes: int) -> Body:
+    """A body as it was before its content coding.
+
+    Raises:
+        HttpError: a coding that is not offered, a body that is not in it, or too large without it.
+    """
+    if coding == "identity":
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise HttpError(415, f"content coding {coding[:40]!r} is not offered; use gzip, deflate or none")
+    expander = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, told by the header
+    try:
+        data = expander.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise HttpError(400, f"the body is not {coding}") from error
+    if len(data) > max_bytes:
+        raise HttpError(413, f"the body has {len(data)} bytes; at most {max_bytes} are taken")
+    if not expander.eof or expander.unused_data:
+        raise HttpError(400, f"the body is not whole {coding}")
+    return data
 
 
 def _header(line: bytes) -> tuple[str, str]:

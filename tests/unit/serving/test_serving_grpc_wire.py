@@ -23,15 +23,22 @@ def framed(message: bytes, flag: int = 0) -> bytes:
 
 @given(messages=st.lists(st.binary(max_size=50), max_size=6), cut=st.integers(1, 30), packed=st.booleans())
 def test_messages_of_a_stream_are_the_same_however_they_are_cut(messages: list[bytes], cut: int, packed: bool) -> None:
-    data = b"".join(framed(gzip.compress(m), 1) if packed else framed(m) for m in messages)
-    reader, found = MessageReader("gzip", MAX), []
+    sent = [framed(gzip.compress(m), 1) if packed else framed(m) for m in messages]
+    data, reader, found = b"".join(sent), MessageReader(MAX), []
 
     for at in range(0, len(data), cut):
         found += reader.feed(data[at : at + cut])
 
-    assert found == messages
+    assert found == sent
+    assert [unary_message(each, "gzip", MAX) for each in found] == messages
     assert reader.is_between
     assert reader.wanted_bytes == 0
+
+
+def test_messages_of_a_stream_stay_as_small_as_they_came() -> None:
+    bomb = framed(gzip.compress(bytes(10**6)), 1)
+
+    assert MessageReader(10**6).feed(bomb * 3) == [bomb] * 3
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])

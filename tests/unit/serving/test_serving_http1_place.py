@@ -105,7 +105,6 @@ def test_body_without_room_has_no_place(bench: HttpBench) -> None:
     [
         (b"Inference-Header-Content-Length: ", b"Inference-Header-Content-Length: x"),
         (b"Inference-Header-Content-Length: ", b"Inference-Header-Content-Length: 999999"),
-        (b"Host: h", b"Content-Encoding: gzip"),
         (b"/models/m/", b"/models/nobody/"),
         (b"/v2/models/m/infer", b"/v2/repository/index"),
         (b"POST", b"GET"),

@@ -14,7 +14,7 @@ from tests.fakes.serving import TIMEOUT_S
 
 from holdfast.inference.pool import ModelPool
 from holdfast.serving import reflection_v1_pb2
-from holdfast.serving.grpc_wire import MessageReader, framed_prefix
+from holdfast.serving.grpc_wire import PREFIX_BYTES, MessageReader, framed_prefix
 from holdfast.serving.http2 import frames
 from holdfast.serving.http2.frames import frame
 from holdfast.serving.native.long_calls import STREAM_BACKLOG_BYTES
@@ -53,8 +53,9 @@ def turned(bench: NativeBench, until: Callable[[bytes], bool]) -> bytes:
 
 
 def answers(data: bytes) -> list[bytes]:
-    reader = MessageReader(None, STREAM_BACKLOG_BYTES)
-    return reader.feed(b"".join(payload for kind, _, stream, payload in sent(data) if (kind, stream) == (0, 1)))
+    reader = MessageReader(STREAM_BACKLOG_BYTES)
+    told = reader.feed(b"".join(payload for kind, _, stream, payload in sent(data) if (kind, stream) == (0, 1)))
+    return [message[PREFIX_BYTES:] for message in told]
 
 
 def test_client_that_reads_nothing_cannot_make_answers_pile_up(bench: NativeBench) -> None:

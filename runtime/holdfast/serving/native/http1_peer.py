@@ -11,13 +11,14 @@ from typing import Protocol
 
 from holdfast.errors import HoldfastError, RequestError
 from holdfast.serving import compression
-from holdfast.serving.http1 import LARGE_BYTES, Body, HttpError, HttpParser, Phase
+from holdfast.serving.http1 import LARGE_BYTES, Body, HttpError, HttpParser, HttpRequest, Phase, expanded
 from holdfast.serving.http1_heads import END, Head, Varied
 from holdfast.serving.http2.shapes import RequestHead, Shape
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.budget import Reservation
 from holdfast.serving.native.call_notes import Note
+from holdfast.serving.native.expansion import Expansion
 from holdfast.serving.native.gather import PLACE_BYTES
 from holdfast.serving.native.http2_peer import LANE_BYTES, Link
 from holdfast.serving.native.http_answers import with_numbers
@@ -62,7 +63,7 @@ class Http1Peer(Caller):
         self._backend = backend
         self._link = link
         self._facts = facts
-        self._parser = HttpParser(backend.options.http1, memoise=backend.options.memoise)
+        self._parser = HttpParser(backend.options.http1, memoise=backend.options.memoise, expands=False)
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._phase, self._phase_s = Phase.IDLE, now_s
@@ -70,7 +71,7 @@ class Http1Peer(Caller):
         self._is_held = self._is_paused = False
         self._head, self._varied = _NO_HEAD, _NO_HEAD.first  # of the request under way
         self._body: Body = b""
-        self._inference: Inference | None = None  # under way
+        self._inference: Inference | Expansion | None = None  # under way
         self._room: Reservation | None = None  # for the large body that is being read
 
     def receive(self, data: bytes) -> None:
@@ -182,7 +183,10 @@ class Http1Peer(Caller):
                 self._put()
                 return
             self._give_back()
-            self._begin(request.head, request.varied, request.body)
+            if request.head.coding == "identity":
+                self._begin(request.head, request.varied, request.body)
+            else:
+                self._expand(request)
         self._note_phase()
 
     @property
@@ -227,6 +231,26 @@ class Http1Peer(Caller):
         if self._parser.phase is not self._phase or self._phase is Phase.IDLE:
             self._phase = self._parser.phase
             self._phase_s = self._backend.clock.monotonic_s()
+
+    def _expand(self, request: HttpRequest) -> None:
+        """Make a compressed body what it was, here or elsewhere, and go on with it."""
+        body, coding, max_bytes = request.body, request.head.coding, self._backend.options.http1.max_body_bytes
+
+        def go_on(result: Body | Exception) -> None:
+            if isinstance(result, HttpError):
+                self._is_busy, self._inference = False, None
+                self._refuse(result)
+            elif isinstance(result, Exception):
+                self.fail(None, result)
+            else:
+                self._begin(request.head, request.varied, result)
+
+        self._is_busy = True
+        self._head, self._varied = request.head, request.varied
+        self._inference = expansion = Expansion(
+            self._backend, len(body), lambda: expanded(body, coding, max_bytes), go_on
+        )
+        expansion.start()
 
     def _begin(self, head: Head, varied: Varied, body: Body) -> None:
         """Hand a request to the lane if it is a plain one, else take it the whole way."""

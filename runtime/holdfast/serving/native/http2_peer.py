@@ -25,6 +25,7 @@ from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Event, Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.call_notes import PLAIN, TRACED, Note
+from holdfast.serving.native.expansion import Expansion
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
@@ -36,6 +37,7 @@ from holdfast.serving.parameters import InferCall
 from holdfast.serving.routes import HttpResponse
 from holdfast.serving.rpc import MODEL_INFER, StreamCall, UnaryCall
 
+MAX_EXPANDED_BYTES = 1_048_576  # of calls but ModelInfer that come compressed: none of them is long
 LANE_BYTES = 65_536  # of a body: larger ones are not copied once more
 
 
@@ -317,32 +319,46 @@ class Http2Peer(Caller):
         shape.note = note
         return note
 
-    def infer(self, stream: Stream, body: bytes | bytearray | memoryview) -> None:
+    def infer(self, stream: Stream, body: Body) -> None:
         """A ModelInfer call through decoder, queue, run and encoder."""
-        backend, headers = self._backend, stream.head.headers
-
-        def decode() -> InferCall:
-            max_bytes = backend.options.max_message_bytes
-            if self._note_of(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES:
-                call = backend.codec.decode(body)
-                if call is not None:
-                    return call
-            message = unary_message(body, headers.get("grpc-encoding"), max_bytes)
-            return backend.rpc.decode_infer(bytes(message), context_of(self._facts, headers, deadline_s))
-
-        def answered(call: InferCall, response: TensorResponse) -> None:
-            self._owners.pop(stream.id, None)
-            self._answer_infer(stream, call, response)
-
-        def refused(error: BaseException) -> None:
-            self.fail(stream, error)
-
+        backend, headers, max_bytes = self._backend, stream.head.headers, self._backend.options.max_message_bytes
         try:
             deadline_s = self._deadline_s(headers)
         except GrpcFault as fault:
             self.fail(stream, fault)
             return
-        inference = self._owners[stream.id] = Inference(backend, answered, refused)
+        encoding, context = headers.get("grpc-encoding"), context_of(self._facts, headers, deadline_s)
+
+        def decode() -> InferCall:
+            if self._note_of(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES:
+                call = backend.codec.decode(body)
+                if call is not None:
+                    return call
+            return backend.rpc.decode_infer(bytes(unary_message(body, encoding, max_bytes)), context)
+
+        if not len(body) or not body[0]:
+            self._start(stream, decode, deadline_s)
+            return
+
+        def go_on(message: bytes | memoryview | Exception) -> None:
+            def decode_expanded() -> InferCall:
+                if isinstance(message, Exception):
+                    raise message
+                return backend.rpc.decode_infer(bytes(message), context)
+
+            self._start(stream, decode_expanded, deadline_s)
+
+        expansion = Expansion(backend, len(body), lambda: unary_message(body, encoding, max_bytes), go_on)
+        self._owners[stream.id] = expansion
+        expansion.start()
+
+    def _start(self, stream: Stream, decode: Callable[[], InferCall], deadline_s: float | None) -> None:
+        def answered(call: InferCall, response: TensorResponse) -> None:
+            self._owners.pop(stream.id, None)
+            self._answer_infer(stream, call, response)
+
+        inference = Inference(self._backend, answered, lambda error: self.fail(stream, error))
+        self._owners[stream.id] = inference
         inference.start(decode, deadline_s)
 
     def answer(self, stream: Stream, note: Note, layout: Layout | None, parts: tuple[bytes, ...], size: int) -> None:
@@ -362,8 +378,10 @@ class Http2Peer(Caller):
         self._replies.message(stream, message)
 
     def _unary(self, stream: Stream, call: UnaryCall, body: bytes | bytearray | memoryview) -> None:
-        headers = stream.head.headers
-        message = bytes(unary_message(body, headers.get("grpc-encoding"), self._backend.options.max_message_bytes))
+        headers, max_bytes = stream.head.headers, self._backend.options.max_message_bytes
+        if len(body) and body[0]:
+            max_bytes = min(max_bytes, MAX_EXPANDED_BYTES)
+        message = bytes(unary_message(body, headers.get("grpc-encoding"), max_bytes))
         context = context_of(self._facts, headers, self._deadline_s(headers))
         if not call.is_slow:
             self._replies.message(stream, call.answer(message, context))

@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from holdfast.errors import HoldfastError
-from holdfast.serving import grpc_wire
-from holdfast.serving.grpc_wire import GrpcFault, MessageReader
+from holdfast.serving.grpc_wire import GrpcFault, MessageReader, unary_message
 from holdfast.serving.http2.connection import Http2Connection
 from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend
@@ -22,6 +21,7 @@ from holdfast.serving.native.budget import Reservation
 from holdfast.serving.rpc import CallContext, StreamCall, WatchCall
 
 WATCH_BACKLOG_BYTES = 65_536  # of a watcher that reads nothing: then it is ended
+MAX_WATCHED_BYTES = 65_536  # of the message that says what to watch
 STREAM_BACKLOG_BYTES = 1_048_576  # of answers on a connection that wait: then its streams wait too
 
 
@@ -58,8 +58,8 @@ class StreamExchange:
         self._call = call
         self._context = replace(context, on_leave=self._on_leave)
         self._leave: Callable[[], None] | None = None
-        encoding = stream.head.headers.get("grpc-encoding")
-        self._reader = MessageReader(encoding, backend.options.max_message_bytes)
+        self._encoding = stream.head.headers.get("grpc-encoding")
+        self._reader = MessageReader(backend.options.max_message_bytes)
         self._waiting: deque[bytes] = deque()
         self._read_bytes = 0  # received and not granted again
         self._reservation: Reservation | None = None
@@ -125,9 +125,10 @@ class StreamExchange:
             self._read_bytes = 0
 
     def _answer(self, message: bytes) -> None:
-        """On another thread."""
+        """On another thread; `message` with its prefix."""
         try:
-            answer: bytes | Exception = self._call.answer(message, self._context)
+            asked = bytes(unary_message(message, self._encoding, self._backend.options.max_message_bytes))
+            answer: bytes | Exception = self._call.answer(asked, self._context)
         except Exception as error:  # noqa: BLE001  # the rpc edge; the status is made on the loop's thread
             answer = error
         self._backend.tick.post(lambda: self._answered(answer))
@@ -174,7 +175,7 @@ class WatchExchange:
     def ended(self) -> None:
         self.begun_s = None
         encoding = self._stream.head.headers.get("grpc-encoding")
-        message = grpc_wire.unary_message(self._body, encoding, self._backend.options.max_message_bytes)
+        message = unary_message(self._body, encoding, MAX_WATCHED_BYTES)
         self._end = self._call.watch(bytes(message), self._context, self._send)
 
     def dropped(self) -> None:
