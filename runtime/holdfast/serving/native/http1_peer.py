@@ -18,7 +18,6 @@ from holdfast.serving.http2.stream import Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.budget import Reservation
 from holdfast.serving.native.call_notes import Note
-from holdfast.serving.native.expansion import Expansion
 from holdfast.serving.native.gather import PLACE_BYTES
 from holdfast.serving.native.http2_peer import LANE_BYTES, Link
 from holdfast.serving.native.http_answers import with_numbers
@@ -27,6 +26,7 @@ from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.native.lane import Caller
 from holdfast.serving.native.layouts import Layout
+from holdfast.serving.native.long_work import LongWork, packed_room
 from holdfast.serving.oip_json import error_body
 from holdfast.serving.routes import (
     BINARY_TYPE,
@@ -71,7 +71,7 @@ class Http1Peer(Caller):
         self._is_held = self._is_paused = False
         self._head, self._varied = _NO_HEAD, _NO_HEAD.first  # of the request under way
         self._body: Body = b""
-        self._inference: Inference | Expansion | None = None  # under way
+        self._inference: Inference | LongWork[Body] | None = None  # under way
         self._room: Reservation | None = None  # for the large body that is being read
 
     def receive(self, data: bytes) -> None:
@@ -247,10 +247,8 @@ class Http1Peer(Caller):
 
         self._is_busy = True
         self._head, self._varied = request.head, request.varied
-        self._inference = expansion = Expansion(
-            self._backend, len(body), lambda: expanded(body, coding, max_bytes), go_on
-        )
-        expansion.start()
+        self._inference = work = LongWork(self._backend, lambda: expanded(body, coding, max_bytes), go_on)
+        work.start(packed_room(len(body)))
 
     def _begin(self, head: Head, varied: Varied, body: Body) -> None:
         """Hand a request to the lane if it is a plain one, else take it the whole way."""

@@ -25,13 +25,13 @@ from holdfast.serving.http2.shapes import Shape
 from holdfast.serving.http2.stream import Event, Kind, Stream
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.call_notes import PLAIN, TRACED, Note
-from holdfast.serving.native.expansion import Expansion
 from holdfast.serving.native.gather import Gather, Owner
 from holdfast.serving.native.http_exchange import HttpExchange, context_of
 from holdfast.serving.native.infer import Inference
 from holdfast.serving.native.lane import Caller
 from holdfast.serving.native.layouts import Layout
 from holdfast.serving.native.long_calls import STREAM_BACKLOG_BYTES, StreamExchange, WatchExchange
+from holdfast.serving.native.long_work import packed_room, parsed_room
 from holdfast.serving.native.replies import Replies
 from holdfast.serving.parameters import InferCall
 from holdfast.serving.routes import HttpResponse
@@ -328,38 +328,21 @@ class Http2Peer(Caller):
             self.fail(stream, fault)
             return
         encoding, context = headers.get("grpc-encoding"), context_of(self._facts, headers, deadline_s)
+        is_plain = self._note_of(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES
+        known = backend.codec.decode(body) if is_plain else None
 
         def decode() -> InferCall:
-            if self._note_of(stream.shape).is_plain and len(body) <= max_bytes + PREFIX_BYTES:
-                call = backend.codec.decode(body)
-                if call is not None:
-                    return call
+            if known is not None:
+                return known
             return backend.rpc.decode_infer(bytes(unary_message(body, encoding, max_bytes)), context)
 
-        if not len(body) or not body[0]:
-            self._start(stream, decode, deadline_s)
-            return
-
-        def go_on(message: bytes | memoryview | Exception) -> None:
-            def decode_expanded() -> InferCall:
-                if isinstance(message, Exception):
-                    raise message
-                return backend.rpc.decode_infer(bytes(message), context)
-
-            self._start(stream, decode_expanded, deadline_s)
-
-        expansion = Expansion(backend, len(body), lambda: unary_message(body, encoding, max_bytes), go_on)
-        self._owners[stream.id] = expansion
-        expansion.start()
-
-    def _start(self, stream: Stream, decode: Callable[[], InferCall], deadline_s: float | None) -> None:
         def answered(call: InferCall, response: TensorResponse) -> None:
             self._owners.pop(stream.id, None)
             self._answer_infer(stream, call, response)
 
-        inference = Inference(self._backend, answered, lambda error: self.fail(stream, error))
-        self._owners[stream.id] = inference
-        inference.start(decode, deadline_s)
+        is_packed, size = bool(len(body) and body[0]), 0 if known is not None else len(body)
+        inference = self._owners[stream.id] = Inference(backend, answered, lambda error: self.fail(stream, error))
+        inference.start(decode, deadline_s, packed_room(size) if is_packed else parsed_room(size))
 
     def answer(self, stream: Stream, note: Note, layout: Layout | None, parts: tuple[bytes, ...], size: int) -> None:
         """Answer a plain ModelInfer call with a framed message of `size` octets."""

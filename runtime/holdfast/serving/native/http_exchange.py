@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from holdfast.errors import RequestError
 from holdfast.inference.tensors import TensorResponse
 from holdfast.serving.native.backend import Backend, PeerFacts
 from holdfast.serving.native.infer import Inference
+from holdfast.serving.native.long_work import parsed_room
 from holdfast.serving.parameters import InferCall
-from holdfast.serving.routes import HttpResponse, failure
+from holdfast.serving.routes import HttpResponse, failure, header_length_of
 from holdfast.serving.rpc import CallContext
 
 Respond = Callable[[HttpResponse], None]
@@ -43,7 +45,8 @@ class HttpExchange:
         target = routes.infer_target(self._method, self._path)
         if target is not None:
             inference = Inference(backend, self._answered, self._refused)
-            inference.start(lambda: routes.decode_infer(target, self._headers, body, context), None)
+            room_bytes = parsed_room(_json_bytes(self._headers, body))
+            inference.start(lambda: routes.decode_infer(target, self._headers, body, context), None, room_bytes)
             return inference if inference.is_queued else None
         if routes.is_slow(self._method, self._path):
             backend.executor.submit(self._answer_elsewhere, body, context)
@@ -64,3 +67,12 @@ class HttpExchange:
 
     def _refused(self, error: BaseException) -> None:
         self._respond(self._backend.routes.finished(failure(error), self._headers))
+
+
+def _json_bytes(headers: Mapping[str, str], body: bytes | memoryview) -> int:
+    """How much of a body is JSON, as far as its head says so."""
+    try:
+        length = header_length_of(headers)
+    except RequestError:
+        return 0  # said when it is decoded
+    return len(body) if length is None else min(length, len(body))
