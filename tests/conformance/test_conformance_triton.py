@@ -287,7 +287,7 @@ def test_explicit_contents_through_the_stub(
     else:
         factor = 2 if model == "double" else 1
         assert np.frombuffer(raw, dtype).tolist() == [factor * value for value in values]
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "wrong_specification" in refused.value.details()
 
 
