@@ -10,6 +10,7 @@ Not here: what the other frames mean (`controls.py`), and what a header block do
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from holdfast.serving.http2 import frames
@@ -28,7 +29,8 @@ WHOLE_BYTES: Final = 65_536  # of a body that is copied out together with its he
 COPY_BYTES: Final = 4_096  # smaller pieces of a body are copied, larger ones are views of what was received
 
 _unpack_header: Final = struct.Struct(">HBBBI").unpack_from
-_unpack_whole: Final = struct.Struct(">HBHI").unpack_from  # type and flags as one number
+# type and flags as one number
+_unpack_whole: Final[Callable[[bytes, int], tuple[int, int, int, int]]] = struct.Struct(">HBHI").unpack_from
 _HEADERS_WHOLE: Final = frames.HEADERS << 8 | frames.END_HEADERS
 _DATA_WHOLE: Final = frames.DATA << 8 | frames.END_STREAM
 
@@ -231,11 +233,6 @@ class Receiver:
         streams, turn, last_id, refuse_above = register.streams, register.turn, register.last_id, register.refuse_above
         size, window = len(buffer), self._window
         body_limit, send_window = self._whole_bytes, self._sender.initial_window
-        high: int
-        low: int
-        kind: int
-        stream_id: int
-        data_id: int
         while size - at >= FRAME_HEADER_BYTES:
             high, low, kind, stream_id = _unpack_whole(buffer, at)
             start, end = at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + (high << 8 | low)
