@@ -29,6 +29,12 @@ ignore_errors = true
 """
 
 
+WITHOUT = (
+    "It wants a C compiler and Python's headers (Debian: apt install gcc python3-dev). Without the variable "
+    "HATCH_BUILD_HOOKS_ENABLE it is installed as Python, does the same, and wants neither."
+)
+
+
 class CompileHook(BuildHookInterface):
     """Adds the extension modules of `modules` in pyproject.toml to the wheel."""
 
@@ -40,7 +46,12 @@ class CompileHook(BuildHookInterface):
             return
         root, self._folder = Path(self.root), Path(tempfile.mkdtemp(prefix="holdfast-compile-"))
         modules = sorted(path.relative_to(root) for pattern in self.config["modules"] for path in root.glob(pattern))
-        for path in compiled(root, modules, self._folder):
+        try:
+            built = compiled(root, modules, self._folder)
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+        for path in built:
             build_data["force_include"][str(path)] = str(path.relative_to(self._folder / "lib"))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
@@ -54,11 +65,12 @@ class CompileHook(BuildHookInterface):
 def compiled(root: Path, modules: list[Path], folder: Path) -> list[Path]:
     """Compile `modules`, relative to `root`. Returns the extension modules, and what they share, below `folder`/lib.
 
-    Raises: SystemExit: mypy refused, and said why. CompileError of setuptools: there is no C compiler, or it refused.
+    Raises: SystemExit: mypy or the C compiler refused, or there is none; it says why, and what to do.
     """
     from mypyc.build import mypycify  # build requirements: not there unless this was asked for
     from setuptools import Distribution
     from setuptools.command.build_ext import build_ext
+    from setuptools.errors import BaseError, CompileError, LinkError
 
     settings = folder / "mypy.ini"
     settings.write_text(MYPY_INI)
@@ -77,6 +89,8 @@ def compiled(root: Path, modules: list[Path], folder: Path) -> list[Path]:
         command.build_lib, command.build_temp = str(folder / "lib"), str(folder / "o")
         command.ensure_finalized()
         command.run()
+    except (BaseError, CompileError, LinkError) as error:
+        raise SystemExit(f"Holdfast could not be compiled: {error}\n{WITHOUT}") from None
     finally:
         os.chdir(before)
     return [path for path in (folder / "lib").rglob("*") if path.is_file()]

@@ -64,6 +64,20 @@ def test_wheel_is_for_this_machine_and_holds_sources_beside_what_was_compiled(wh
 
 
 @pytest.mark.slow
+def test_missing_compiler_is_told_with_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet", "--wheel-dir", str(tmp_path)]
+    (tmp_path / "left").mkdir()
+    asked = {"HATCH_BUILD_HOOKS_ENABLE": "1", "CC": str(tmp_path / "no-compiler"), "TMPDIR": str(tmp_path / "left")}
+    done = subprocess.run(
+        command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
+    )
+
+    assert done.returncode != 0
+    assert "Without the variable HATCH_BUILD_HOOKS_ENABLE" in done.stdout + done.stderr
+    assert not list((tmp_path / "left").glob("holdfast-compile-*"))
+
+
+@pytest.mark.slow
 def test_server_runs_what_was_compiled_and_none_of_the_compiler(installed: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOOK],
